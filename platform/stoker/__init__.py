@@ -1,0 +1,1 @@
+"""Stoker, a serverless function platform for models: the control plane."""
