@@ -1,0 +1,134 @@
+"""The contract's routes as a Starlette application."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from stoker_runtime.contract import (
+    FailedEvent,
+    InvokeFailed,
+    InvokeRequest,
+    LoadRequest,
+    Message,
+)
+from stoker_runtime.engines.handler import HandlerEngine
+from stoker_runtime.errors import (
+    EngineFailed,
+    InvalidRequest,
+    RequestTooLarge,
+    RuntimeFault,
+    UnknownRoute,
+)
+from stoker_runtime.instance import Instance
+from stoker_runtime.streaming import Lines, LineStream, line_of
+
+MAX_BODY_BYTES = 32 * 1024 * 1024
+
+MessageT = TypeVar("MessageT", bound=BaseModel)
+
+
+def build_app(instance: Instance) -> Starlette:
+    """The application that answers for one worker."""
+
+    async def load(request: Request) -> LineStream:
+        events = instance.load(await _read(request, LoadRequest))
+        return LineStream(_lines(events), lambda fault: FailedEvent(error=fault.error))
+
+    async def invoke(request: Request) -> LineStream:
+        message = await _read(request, InvokeRequest)
+        engine = instance.serving(HandlerEngine)
+        lines = _counted(instance, engine.invoke(message))
+        return LineStream(lines, lambda fault: InvokeFailed(error=fault.error))
+
+    async def status(_request: Request) -> Response:
+        return _answer(instance.status())
+
+    return Starlette(
+        routes=[
+            Route("/load", load, methods=["POST"]),
+            Route("/invoke", invoke, methods=["POST"]),
+            Route("/status", status, methods=["GET"]),
+        ],
+        exception_handlers={
+            RuntimeFault: _refuse,
+            HTTPException: _refuse_route,
+            Exception: _refuse_broken,
+        },
+    )
+
+
+async def _read(request: Request, kind: type[MessageT]) -> MessageT:
+    """The request's body as a message.
+
+    Raises:
+        RequestTooLarge: the body exceeds `MAX_BODY_BYTES`.
+        InvalidRequest: it is no such message.
+    """
+    body = bytearray()
+    announced = int(request.headers.get("content-length", 0))
+    async for chunk in request.stream():
+        body += chunk
+        if max(announced, len(body)) > MAX_BODY_BYTES:
+            raise RequestTooLarge(
+                f"the body exceeds {MAX_BODY_BYTES} bytes; send large inputs by reference"
+            )
+    try:
+        return kind.model_validate_json(bytes(body))
+    except ValidationError as error:
+        raise _invalid(error) from error
+
+
+def _invalid(error: ValidationError) -> InvalidRequest:
+    first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    match first["type"], first["loc"]:
+        case "extra_forbidden", _:
+            code, message = "unknown_key", f"{where!r} is not a key of this message"
+        case "json_invalid", _:
+            code, message = "invalid_json", f"the body is not JSON: {first['msg']}"
+        case _, ("sampling", *_):
+            code, message = "invalid_sampling", f"{where}: {first['msg']}"
+        case _:
+            code, message = "invalid_request", f"{where}: {first['msg']}" if where else first["msg"]
+    return InvalidRequest(message, code=code, param=where or None)
+
+
+async def _lines(messages: AsyncIterator[Message]) -> Lines:
+    async for message in messages:
+        yield line_of(message)
+
+
+async def _counted(instance: Instance, lines: Lines) -> Lines:
+    with instance.under_way():
+        async with aclosing(lines):
+            async for line in lines:
+                yield line
+
+
+def _answer(message: Message, status: int = 200) -> Response:
+    return Response(message.model_dump_json(), status, media_type="application/json")
+
+
+async def _refuse(_request: Request, fault: Exception) -> Response:
+    assert isinstance(fault, RuntimeFault)
+    return _answer(fault.error, fault.status)
+
+
+async def _refuse_route(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    fault = UnknownRoute(f"{request.method} {request.url.path} is not served on this socket")
+    return _answer(fault.error, error.status_code)
+
+
+async def _refuse_broken(_request: Request, _error: Exception) -> Response:
+    fault = EngineFailed("the worker broke; its log has the traceback")
+    return _answer(fault.error, fault.status)

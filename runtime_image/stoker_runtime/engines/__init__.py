@@ -1,0 +1,1 @@
+"""What serves requests once a worker has become an instance."""
