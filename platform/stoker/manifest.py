@@ -1,0 +1,279 @@
+"""function.yaml: what a user may write, checked whole before anything is done with it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Final
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from stoker.domain import (
+    Artifact,
+    FunctionName,
+    Resources,
+    RuntimeSpec,
+    ScalePolicy,
+    StartupPolicy,
+)
+from stoker.errors import InvalidManifest
+from stoker.manifest_problems import Problem, drop_unsupported, explain, invalid
+from stoker.quantities import parse_duration_s, parse_size_bytes
+from stoker.store.draft import RevisionDraft
+from stoker_runtime.contract import EngineArgs, EngineName
+
+MANIFEST_NAME: Final = "function.yaml"
+MAX_MANIFEST_BYTES = 256 << 10
+MAX_INSTANCES = 64
+MAX_CONCURRENCY = 4096
+MAX_KEEP_ALIVE_S = 30 * 86400.0
+MAX_STARTUP_TIMEOUT_S = 86400.0
+MIN_MEMORY_BYTES = 64 << 20
+MAX_ENV_VARIABLES = 256
+
+# RFC 1123 label: what DNS, Kubernetes and a path segment all accept.
+LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+NAME_RULE = "1 to 63 lower-case letters, digits and '-', not beginning or ending with '-'"
+_STORED = re.compile(r"store://(?P<reference>[^@/]+(@(blake3:)?[0-9a-f]{64})?)")
+_DIGEST = re.compile(r"blake3:[0-9a-f]{64}")
+_SCHEME = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+DurationS = Annotated[float, BeforeValidator(parse_duration_s)]
+SizeBytes = Annotated[int, BeforeValidator(parse_size_bytes)]
+DigestText = Annotated[str, StringConstraints(pattern=r"^blake3:[0-9a-f]{64}$")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ModelSection(_Section):
+    """`uri`: a directory (relative to the manifest), `store://NAME[@digest]` or `blake3:...`.
+    `digest` pins the checkpoint; for a directory the CLI sets it when it has uploaded the files."""
+
+    uri: str | None = Field(default=None, min_length=1)
+    digest: DigestText | None = None
+
+    @field_validator("uri")
+    @classmethod
+    def _known_place(cls, uri: str | None) -> str | None:
+        if uri is None or _STORED.fullmatch(uri) or _DIGEST.fullmatch(uri):
+            return uri
+        if uri.startswith(("store://", "blake3:")):
+            raise ValueError("expected store://NAME, store://NAME@blake3:... or blake3:...")
+        if match := _SCHEME.match(uri):
+            raise ValueError(
+                f"{match['scheme']}:// is not supported yet; download the checkpoint and name"
+                " its directory"
+            )
+        return uri
+
+    @model_validator(mode="after")
+    def _names_something(self) -> ModelSection:
+        if self.uri is None and self.digest is None:
+            raise ValueError("give a uri")
+        return self
+
+    @property
+    def directory(self) -> str | None:
+        """The uri when it names a directory and not something in the store."""
+        if self.uri is None or _STORED.fullmatch(self.uri) or _DIGEST.fullmatch(self.uri):
+            return None
+        return self.uri
+
+
+class SourceSection(_Section):
+    """The handler's files in the checkpoint store; set by the CLI, not by people."""
+
+    digest: DigestText
+
+
+class RuntimeSection(_Section):
+    engine: Annotated[EngineName, Field(strict=False)] = EngineName.AUTO
+    handler: str | None = None  # a Python file beside the manifest
+    args: EngineArgs = Field(default_factory=EngineArgs)
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("handler")
+    @classmethod
+    def _a_file_beside(cls, handler: str | None) -> str | None:
+        if handler is None:
+            return None
+        path = PurePosixPath(handler)
+        if path.is_absolute() or ".." in path.parts or path.suffix != ".py":
+            raise ValueError("expected a Python file in the function's folder, like handler.py")
+        return handler
+
+    @model_validator(mode="after")
+    def _handler_and_engine_agree(self) -> RuntimeSection:
+        if self.engine is EngineName.HANDLER and self.handler is None:
+            raise ValueError("engine handler needs a handler, like `handler: handler.py`")
+        if self.handler is not None and self.engine not in {EngineName.AUTO, EngineName.HANDLER}:
+            raise ValueError(f"a handler runs in engine handler, not in {self.engine.value}")
+        return self
+
+
+class ResourcesSection(_Section):
+    cpu: float = Field(default=2.0, gt=0, le=1024)  # cores
+    memory: SizeBytes = Field(default=2 << 30, ge=MIN_MEMORY_BYTES)
+
+
+class ScaleSection(_Section):
+    """`target` and `hard_limit` follow each other when only one is given."""
+
+    min: int = Field(default=0, ge=0, le=MAX_INSTANCES)
+    max: int = Field(default=1, ge=1, le=MAX_INSTANCES)
+    target: int = Field(default=8, ge=1, le=MAX_CONCURRENCY)
+    hard_limit: int = Field(default=16, ge=1, le=MAX_CONCURRENCY)
+    keep_alive: DurationS = Field(default=300.0, ge=0, le=MAX_KEEP_ALIVE_S)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follow(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        target, limit = data.get("target"), data.get("hard_limit")
+        if isinstance(target, int) and limit is None:
+            return {**data, "hard_limit": max(16, target)}
+        if isinstance(limit, int) and target is None:
+            return {**data, "target": min(8, limit)}
+        return data
+
+    @model_validator(mode="after")
+    def _in_order(self) -> ScaleSection:
+        if self.min > self.max:
+            raise ValueError(f"min ({self.min}) is above max ({self.max})")
+        if self.target > self.hard_limit:
+            raise ValueError(f"target ({self.target}) is above hard_limit ({self.hard_limit})")
+        return self
+
+
+class StartupSection(_Section):
+    timeout: DurationS = Field(default=600.0, gt=0, le=MAX_STARTUP_TIMEOUT_S)
+    max_held: int = Field(default=200, ge=0, le=100_000)
+
+
+class Manifest(_Section):
+    """One function as its function.yaml says; defaults are those of `stoker.domain`."""
+
+    name: str
+    model: ModelSection | None = None
+    source: SourceSection | None = None
+    runtime: RuntimeSection = Field(default_factory=RuntimeSection)
+    resources: ResourcesSection = Field(default_factory=ResourcesSection)
+    scale: ScaleSection = Field(default_factory=ScaleSection)
+    startup: StartupSection = Field(default_factory=StartupSection)
+    env: dict[str, str] = Field(default_factory=dict, max_length=MAX_ENV_VARIABLES)
+
+    @field_validator("name")
+    @classmethod
+    def _a_label(cls, name: str) -> str:
+        if not LABEL.fullmatch(name):
+            raise ValueError(f"{name!r} is not a name: expected {NAME_RULE}")
+        return name
+
+    @field_validator("env")
+    @classmethod
+    def _variables(cls, env: dict[str, str]) -> dict[str, str]:
+        for variable, value in env.items():
+            if not _VARIABLE.fullmatch(variable) or "\0" in value:
+                raise ValueError(f"{variable!r} cannot be an environment variable")
+        return env
+
+    @model_validator(mode="after")
+    def _something_to_run(self) -> Manifest:
+        if self.model is None and self.runtime.handler is None:
+            raise ValueError("give a model (`model: {uri: ...}`) or a runtime.handler")
+        return self
+
+
+def parse_manifest(data: Mapping[str, Any]) -> Manifest:
+    """A manifest from its YAML or JSON content.
+
+    Raises InvalidManifest: the first problem is the message, all are in `details["problems"]`.
+    """
+    if not isinstance(data, Mapping):
+        raise invalid([Problem("", f"a manifest is a mapping of keys, not {type(data).__name__}")])
+    supported, problems = drop_unsupported(data)
+    try:
+        manifest = Manifest.model_validate(supported)
+    except ValidationError as error:
+        raise invalid([*problems, *explain(error, Manifest)]) from error
+    if problems:
+        raise invalid(problems)
+    return manifest
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest at `path`, a file or a folder that holds a function.yaml.
+
+    Raises InvalidManifest; for broken YAML it names the line and the column, both from 1.
+    """
+    if path.is_dir():
+        path = path / MANIFEST_NAME
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_MANIFEST_BYTES + 1)
+    except OSError as error:
+        raise InvalidManifest(
+            f"cannot read {path}: {error.strerror}; make one with `stoker init`",
+            details={"path": str(path)},
+        ) from error
+    if len(text) > MAX_MANIFEST_BYTES:
+        raise InvalidManifest(f"{path} is over {MAX_MANIFEST_BYTES} bytes")
+    try:
+        data = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise InvalidManifest(f"{path}: {place}{error.problem or error.context}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InvalidManifest(f"{path} is not YAML: {error}") from error
+    return parse_manifest(data)
+
+
+def to_draft(
+    manifest: Manifest, checkpoint: Artifact | None, source: Artifact | None
+) -> RevisionDraft:
+    """What to deploy, given the artifacts that the manifest's model and source stand for.
+
+    Raises InvalidManifest when the manifest needs an artifact that is not there.
+    """
+    if manifest.model is not None and checkpoint is None:
+        raise invalid([Problem("model.digest", _not_uploaded("model", manifest.model.uri))])
+    if manifest.runtime.handler is not None and source is None:
+        raise invalid(
+            [Problem("source.digest", _not_uploaded("handler", manifest.runtime.handler))]
+        )
+    runtime, scale = manifest.runtime, manifest.scale
+    return RevisionDraft(
+        function=FunctionName(manifest.name),
+        checkpoint=checkpoint if manifest.model is not None else None,
+        source=source if runtime.handler is not None else None,
+        runtime=RuntimeSpec(
+            engine=EngineName.HANDLER if runtime.handler is not None else runtime.engine,
+            handler=runtime.handler,
+            args=runtime.args.model_dump(mode="json"),
+            options=runtime.options,
+        ),
+        resources=Resources(manifest.resources.cpu, manifest.resources.memory),
+        scale=ScalePolicy(scale.min, scale.max, scale.target, scale.hard_limit, scale.keep_alive),
+        startup=StartupPolicy(manifest.startup.timeout, manifest.startup.max_held),
+        env=dict(manifest.env),
+    )
+
+
+def _not_uploaded(kind: str, what: str | None) -> str:
+    return f"the files of {kind} {what!r} are not in the store; `stoker deploy DIR` uploads them"

@@ -1,0 +1,251 @@
+"""Functions, revisions and artifacts as typed values on top of any store.
+
+functions/<name>             Function
+revisions/<revision id>      Revision
+numbers/<name>               the last revision number given; outlives the function, so that
+                             a revision id never means two things
+artifacts/<hex>              Artifact
+names/<name>                 digest of what was last pushed under the name
+names/<name>@<digest>        the same digest, for each that was ever pushed under it
+sources/<hex>                digest of the artifact made from these uploaded files
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import replace
+
+from stoker.domain import Artifact, Digest, Function, FunctionName, Revision, RevisionId
+from stoker.errors import CheckpointNotFound, Conflict, FunctionNotFound, RevisionNotFound
+from stoker.store.base import Compare, Delete, Entry, Op, Put, Store
+from stoker.store.codec import ARTIFACT, FUNCTION, REVISION
+from stoker.store.draft import RevisionDraft, content_digest
+
+MAX_ATTEMPTS = 8  # of a compare-and-swap that others keep winning
+KEPT_REVISIONS = 100  # of a function; an older one is forgotten when a new one is deployed
+DIGEST_PREFIX = "blake3:"
+HEX_DIGITS = 64
+
+
+class Catalog:
+    """What is deployed and what was pushed. Every method may raise the store's errors."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    # --- functions and revisions ------------------------------------------------------------
+
+    async def deploy(self, draft: RevisionDraft, now: float) -> tuple[Revision, bool]:
+        """Makes `draft` the function's latest revision; False if it is that already.
+
+        `now` is in Unix seconds. Raises Conflict when other deploys won MAX_ATTEMPTS times.
+        """
+        digest = content_digest(draft)
+        for _ in range(MAX_ATTEMPTS):
+            found = await self._store.get(_function_key(draft.function))
+            function = FUNCTION.decode(found.value) if found else None
+            if function is not None:
+                latest = await self._store.get(_revision_key(function.latest))
+                if latest is None:  # deleted since; look again
+                    continue
+                revision = REVISION.decode(latest.value)
+                if revision.content_digest == digest:
+                    return revision, False
+            try:
+                return await self._add_revision(draft, digest, found, function, now), True
+            except Conflict:
+                continue
+        raise Conflict(
+            f"function {draft.function!r} is being deployed by others at the same time; try again",
+            retry_after_s=1,
+        )
+
+    async def function(self, name: str) -> Function:
+        """Raises FunctionNotFound, with the nearest name there is."""
+        entry = await self._store.get(_function_key(name))
+        if entry is None:
+            raise await self._function_not_found(name)
+        return FUNCTION.decode(entry.value)
+
+    async def functions(self) -> tuple[Function, ...]:
+        """All functions, by name."""
+        listing = await self._store.range("functions/")
+        return tuple(FUNCTION.decode(entry.value) for entry in listing.entries)
+
+    async def revision(self, id: str) -> Revision:  # noqa: A002
+        """Raises RevisionNotFound."""
+        entry = await self._store.get(_revision_key(id))
+        if entry is None:
+            raise RevisionNotFound(
+                f"no revision {id!r}; `stoker describe NAME` lists a function's revisions",
+                param=id,
+            )
+        return REVISION.decode(entry.value)
+
+    async def revisions(self, name: str) -> tuple[Revision, ...]:
+        """A function's revisions, oldest first. Raises FunctionNotFound."""
+        function = await self.function(name)
+        entries = [await self._store.get(_revision_key(id)) for id in function.revisions]  # noqa: A001
+        return tuple(REVISION.decode(entry.value) for entry in entries if entry is not None)
+
+    async def delete(self, name: str) -> None:
+        """Forgets a function and its revisions. Raises FunctionNotFound, Conflict."""
+        for _ in range(MAX_ATTEMPTS):
+            entry = await self._store.get(_function_key(name))
+            if entry is None:
+                raise await self._function_not_found(name)
+            function = FUNCTION.decode(entry.value)
+            ops: list[Op] = [Delete(_revision_key(revision)) for revision in function.revisions]
+            ops.append(Delete(entry.key))
+            try:
+                await self._store.commit([Compare(entry.key, entry.mod_revision)], ops)
+            except Conflict:
+                continue
+            return
+        raise Conflict(f"function {name!r} is being deployed at the same time; try again")
+
+    async def _add_revision(
+        self,
+        draft: RevisionDraft,
+        digest: str,
+        found: Entry | None,
+        function: Function | None,
+        now: float,
+    ) -> Revision:
+        number_key = f"numbers/{draft.function}"
+        last = await self._store.get(number_key)
+        number = int(last.value) + 1 if last else 1
+        revision = Revision(
+            id=RevisionId(f"{draft.function}-{number:05d}"),
+            function=draft.function,
+            number=number,
+            created_at=now,
+            content_digest=digest,
+            checkpoint=draft.checkpoint,
+            source=draft.source,
+            runtime=draft.runtime,
+            resources=draft.resources,
+            scale=draft.scale,
+            startup=draft.startup,
+            env=draft.env,
+        )
+        ids = (*(function.revisions if function else ()), revision.id)
+        dropped, kept = ids[:-KEPT_REVISIONS], ids[-KEPT_REVISIONS:]
+        created_at = function.created_at if function else now
+        function = Function(FunctionName(draft.function), created_at, revision.id, kept)
+        function_key = _function_key(draft.function)
+        await self._store.commit(
+            [
+                Compare(function_key, found.mod_revision if found else 0),
+                Compare(number_key, last.mod_revision if last else 0),
+            ],
+            [
+                Put(function_key, FUNCTION.encode(function)),
+                Put(number_key, str(number).encode()),
+                Put(_revision_key(revision.id), REVISION.encode(revision)),
+                *(Delete(_revision_key(old)) for old in dropped),
+            ],
+        )
+        return revision
+
+    async def _function_not_found(self, name: str) -> FunctionNotFound:
+        known = [function.name for function in await self.functions()]
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return FunctionNotFound(
+            f"no function {name!r} is deployed; {hint}deploy it with `stoker deploy DIR`,"
+            " or see `stoker list`",
+            param=name,
+            details={"nearest": near},
+        )
+
+    # --- artifacts --------------------------------------------------------------------------
+
+    async def put_artifact(self, artifact: Artifact) -> Artifact:
+        """Records a complete directory; gives what the catalog then knows of it.
+
+        What is known already keeps its name and time unless it is pushed under a new name.
+        """
+        for _ in range(MAX_ATTEMPTS):
+            key = f"artifacts/{_hex(artifact.digest)}"
+            old = await self._store.get(key)
+            if old is not None:
+                known = ARTIFACT.decode(old.value)
+                artifact = replace(
+                    artifact, name=artifact.name or known.name, created_at=known.created_at
+                )
+            digest = artifact.digest.encode()
+            ops: list[Op] = [Put(key, ARTIFACT.encode(artifact))]
+            if artifact.name is not None:
+                ops.append(Put(f"names/{artifact.name}", digest))
+                ops.append(Put(f"names/{artifact.name}@{artifact.digest}", digest))
+            if artifact.source_digest is not None:
+                ops.append(Put(f"sources/{_hex(artifact.source_digest)}", digest))
+            try:
+                await self._store.commit([Compare(key, old.mod_revision if old else 0)], ops)
+            except Conflict:
+                continue
+            return artifact
+        raise Conflict(f"{artifact.digest} is being pushed by others at the same time; try again")
+
+    async def artifact(self, reference: str) -> Artifact:
+        """By name, by `name@digest`, or by digest. Raises CheckpointNotFound."""
+        digest = reference if _is_digest(reference) else await self._named(reference)
+        entry = await self._store.get(f"artifacts/{_hex(digest)}")
+        if entry is None:
+            raise await self._checkpoint_not_found(reference)
+        artifact = ARTIFACT.decode(entry.value)
+        if digest is reference:
+            return artifact
+        return replace(artifact, name=reference.partition("@")[0])
+
+    async def artifact_of_source(self, source: Digest) -> Artifact | None:
+        """What was made from exactly these uploaded files, if that is known."""
+        entry = await self._store.get(f"sources/{_hex(source)}")
+        return await self.artifact(entry.value.decode()) if entry else None
+
+    async def artifacts(self) -> tuple[Artifact, ...]:
+        """All artifacts, oldest first: checkpoints with and without a name, and sources."""
+        listing = await self._store.range("artifacts/")
+        found = (ARTIFACT.decode(entry.value) for entry in listing.entries)
+        return tuple(sorted(found, key=lambda artifact: (artifact.created_at, artifact.digest)))
+
+    async def _named(self, reference: str) -> str:
+        name, separator, digest = reference.partition("@")
+        if separator and not digest.startswith(DIGEST_PREFIX):
+            reference = f"{name}@{DIGEST_PREFIX}{digest}"
+        entry = await self._store.get(f"names/{reference}")
+        if entry is None:
+            raise await self._checkpoint_not_found(reference)
+        return entry.value.decode()
+
+    async def _checkpoint_not_found(self, reference: str) -> CheckpointNotFound:
+        listing = await self._store.range("names/")
+        known = [entry.key.removeprefix("names/") for entry in listing.entries]
+        near = difflib.get_close_matches(reference, [name for name in known if "@" not in name], 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        name = reference.partition("@")[0]
+        target = "NAME" if _is_digest(name) else name
+        return CheckpointNotFound(
+            f"no checkpoint {reference!r} was pushed; {hint}push it with"
+            f" `stoker push DIR {target}`",
+            param=reference,
+            details={"nearest": near},
+        )
+
+
+def _function_key(name: str) -> str:
+    return f"functions/{name}"
+
+
+def _revision_key(id: str) -> str:  # noqa: A002
+    return f"revisions/{id}"
+
+
+def _hex(digest: str) -> str:
+    return digest.removeprefix(DIGEST_PREFIX)
+
+
+def _is_digest(reference: str) -> bool:
+    digits = _hex(reference)
+    return len(digits) == HEX_DIGITS and all(digit in "0123456789abcdef" for digit in digits)
