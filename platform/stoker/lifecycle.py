@@ -1,0 +1,116 @@
+"""Every lifecycle of the control plane as a table `(state, event) -> state`.
+
+The tables are the whole truth: code asks `advance` and never compares states to decide what may
+follow, and `docs/lifecycles.md` is generated from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import TypeVar
+
+State = TypeVar("State", bound=StrEnum)
+Event = TypeVar("Event", bound=StrEnum)
+
+
+def advance(table: Mapping[tuple[State, Event], State], state: State, event: Event) -> State:
+    """Returns the state that follows. A pair that the table lacks is a broken invariant."""
+    following = table.get((state, event))
+    assert following is not None, f"no transition for {event!r} in state {state!r}"
+    return following
+
+
+class InstanceState(StrEnum):
+    """An instance as the dispatcher sees it."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"  # its leases run out; it gets no new ones
+    STOPPING = "stopping"  # its agent was told to end it
+    GONE = "gone"
+
+
+class InstanceEvent(StrEnum):
+    LOADED = "loaded"
+    DRAIN = "drain"
+    STOP = "stop"
+    EXITED = "exited"
+
+
+INSTANCE: Mapping[tuple[InstanceState, InstanceEvent], InstanceState] = {
+    (InstanceState.STARTING, InstanceEvent.LOADED): InstanceState.READY,
+    (InstanceState.STARTING, InstanceEvent.STOP): InstanceState.STOPPING,
+    (InstanceState.STARTING, InstanceEvent.EXITED): InstanceState.GONE,
+    (InstanceState.READY, InstanceEvent.DRAIN): InstanceState.DRAINING,
+    (InstanceState.READY, InstanceEvent.STOP): InstanceState.STOPPING,
+    (InstanceState.READY, InstanceEvent.EXITED): InstanceState.GONE,
+    (InstanceState.DRAINING, InstanceEvent.STOP): InstanceState.STOPPING,
+    (InstanceState.DRAINING, InstanceEvent.EXITED): InstanceState.GONE,
+    # A load that was under way when the stop was sent may still report.
+    (InstanceState.STOPPING, InstanceEvent.LOADED): InstanceState.STOPPING,
+    (InstanceState.STOPPING, InstanceEvent.EXITED): InstanceState.GONE,
+}
+
+
+class WorkerState(StrEnum):
+    """A worker process as its agent sees it."""
+
+    SPAWNED = "spawned"  # importing, not yet listening
+    BLANK = "blank"  # in the warm pool
+    LOADING = "loading"  # claimed by an instance
+    SERVING = "serving"
+    ENDING = "ending"  # told to stop
+    DEAD = "dead"
+
+
+class WorkerEvent(StrEnum):
+    LISTENING = "listening"
+    CLAIMED = "claimed"
+    LOADED = "loaded"
+    TERMINATED = "terminated"
+    EXITED = "exited"
+
+
+WORKER: Mapping[tuple[WorkerState, WorkerEvent], WorkerState] = {
+    (WorkerState.SPAWNED, WorkerEvent.LISTENING): WorkerState.BLANK,
+    (WorkerState.SPAWNED, WorkerEvent.TERMINATED): WorkerState.ENDING,
+    (WorkerState.SPAWNED, WorkerEvent.EXITED): WorkerState.DEAD,
+    (WorkerState.BLANK, WorkerEvent.CLAIMED): WorkerState.LOADING,
+    (WorkerState.BLANK, WorkerEvent.TERMINATED): WorkerState.ENDING,
+    (WorkerState.BLANK, WorkerEvent.EXITED): WorkerState.DEAD,
+    (WorkerState.LOADING, WorkerEvent.LOADED): WorkerState.SERVING,
+    (WorkerState.LOADING, WorkerEvent.TERMINATED): WorkerState.ENDING,
+    (WorkerState.LOADING, WorkerEvent.EXITED): WorkerState.DEAD,
+    (WorkerState.SERVING, WorkerEvent.TERMINATED): WorkerState.ENDING,
+    (WorkerState.SERVING, WorkerEvent.EXITED): WorkerState.DEAD,
+    (WorkerState.ENDING, WorkerEvent.LOADED): WorkerState.ENDING,
+    (WorkerState.ENDING, WorkerEvent.LISTENING): WorkerState.ENDING,
+    (WorkerState.ENDING, WorkerEvent.TERMINATED): WorkerState.ENDING,
+    (WorkerState.ENDING, WorkerEvent.EXITED): WorkerState.DEAD,
+}
+
+
+class BreakerState(StrEnum):
+    """Whether a function may be started: closed lets starts through, open holds them back."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    PROBING = "probing"  # one start is let through
+
+
+class BreakerEvent(StrEnum):
+    TRIPPED = "tripped"  # one failure too many in a row
+    COOLED = "cooled"  # `open_until` has passed
+    SUCCEEDED = "succeeded"
+
+
+BREAKER: Mapping[tuple[BreakerState, BreakerEvent], BreakerState] = {
+    (BreakerState.CLOSED, BreakerEvent.TRIPPED): BreakerState.OPEN,
+    (BreakerState.CLOSED, BreakerEvent.SUCCEEDED): BreakerState.CLOSED,
+    (BreakerState.OPEN, BreakerEvent.COOLED): BreakerState.PROBING,
+    (BreakerState.OPEN, BreakerEvent.TRIPPED): BreakerState.OPEN,
+    (BreakerState.OPEN, BreakerEvent.SUCCEEDED): BreakerState.CLOSED,
+    (BreakerState.PROBING, BreakerEvent.TRIPPED): BreakerState.OPEN,
+    (BreakerState.PROBING, BreakerEvent.SUCCEEDED): BreakerState.CLOSED,
+}

@@ -1,0 +1,305 @@
+"""The agent of one node: brings instances up, supervises them and reports what is true.
+
+It decides nothing: it starts what it is told to, on workers from its warm pool, and says how long
+each phase took. What it knows it can rebuild from what runs, so it keeps no state on disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+import structlog
+
+from stoker.domain import Digest, InstanceId, NodeId, PhaseName
+from stoker.errors import CheckpointInvalid, CheckpointNotFound, InstanceNotFound, StokerError
+from stoker.lifecycle import WORKER, WorkerEvent, WorkerState, advance
+from stoker.node.drivers.base import Driver, Worker
+from stoker.node.loading import LoadRefused, load
+from stoker.node.logs import LogBuffer
+from stoker.node.warm_pool import WarmPool
+from stoker.node.wire import (
+    AgentEvent,
+    Exited,
+    MeasuredPhase,
+    NodeState,
+    Running,
+    Started,
+    StartInstance,
+)
+from stoker_runtime.contract import LoadRequest, WorkerError
+
+STOP_GRACE_S = 10.0  # for requests under way, when an instance is stopped
+KEPT_LOGS = 64  # logs of instances that are gone
+PERMANENT = (LoadRefused, CheckpointNotFound, CheckpointInvalid)  # no second start can help
+EVENT_BACKLOG = 10_000  # events a control plane may be behind before it must reconnect
+
+log = structlog.get_logger(__name__)
+
+
+class Cache(Protocol):
+    """The node's copies of checkpoints and sources."""
+
+    async def ensure(self, digest: Digest) -> Path:
+        """Returns the verified directory; raises CheckpointNotFound or CheckpointInvalid."""
+        ...
+
+    async def resident_bytes(self, digest: Digest) -> int:
+        """Bytes of it that the page cache holds now."""
+        ...
+
+
+@dataclass(slots=True)
+class _Instance:
+    """One instance while it exists; only the agent's loop touches it."""
+
+    request: StartInstance
+    state: WorkerState = WorkerState.BLANK
+    worker: Worker | None = None
+    started: Started | None = None
+    bring_up: asyncio.Task[None] | None = None
+    stopping: bool = False
+    log: LogBuffer | None = None
+
+
+@dataclass(slots=True)
+class _Subscribers:
+    queues: set[asyncio.Queue[AgentEvent | None]] = field(default_factory=set)
+
+    def publish(self, event: AgentEvent | None) -> None:
+        for queue in list(self.queues):
+            if queue.full():
+                # It must reconnect and gets a snapshot: no event is silently missing.
+                self.queues.discard(queue)
+                queue.get_nowait()
+                queue.put_nowait(None)
+            else:
+                queue.put_nowait(event)
+
+
+class Agent:
+    """Owns the workers of one node."""
+
+    def __init__(
+        self,
+        node_id: NodeId,
+        driver: Driver,
+        cache: Cache,
+        *,
+        warm_pool: int,
+        memory_bytes: int,
+        name_worker: Callable[[], str],
+        tasks: asyncio.TaskGroup,
+    ) -> None:
+        self._node_id = node_id
+        self._cache = cache
+        self._memory_bytes = memory_bytes
+        self._tasks = tasks
+        self._instances: dict[InstanceId, _Instance] = {}
+        self._past_logs: dict[InstanceId, LogBuffer] = {}
+        self._resident: dict[Digest, int] = {}
+        self._subscribers = _Subscribers()
+        self._pool = WarmPool(driver, warm_pool, name_worker, self._publish_node, tasks)
+
+    def open(self) -> None:
+        """Begins to fill the warm pool."""
+        self._pool.refill()
+
+    async def close(self, grace_s: float) -> None:
+        """Stops every instance and blank worker; requests under way get `grace_s`."""
+        running = [i for i in self._instances if not self._instances[i].stopping]
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._pool.close(0))
+            for instance_id in running:
+                group.create_task(self._end(self._instances[instance_id], grace_s))
+        self._subscribers.publish(None)
+
+    def start(self, request: StartInstance) -> None:
+        """Begins to bring an instance up; `Started` or `Exited` follows as an event."""
+        if request.instance_id in self._instances:
+            return  # the message was repeated
+        instance = _Instance(request)
+        self._instances[request.instance_id] = instance
+        instance.bring_up = self._tasks.create_task(
+            self._bring_up(instance), name=f"bring up {request.instance_id}"
+        )
+
+    def stop(self, instance_id: InstanceId, grace_s: float = STOP_GRACE_S) -> None:
+        """Begins to stop an instance; `Exited` follows as an event. Stopping twice is fine."""
+        instance = self._instances.get(instance_id)
+        if instance is None:
+            raise InstanceNotFound(f"no instance {instance_id!r} on node {self._node_id!r}")
+        if not instance.stopping:
+            instance.stopping = True
+            self._tasks.create_task(self._end(instance, grace_s), name=f"stop {instance_id}")
+
+    def logs(self, instance_id: InstanceId, *, follow: bool) -> AsyncIterator[str]:
+        instance = self._instances.get(instance_id)
+        found = instance.log if instance else self._past_logs.get(instance_id)
+        if found is None:
+            raise InstanceNotFound(f"no log of an instance {instance_id!r} on this node")
+        return found.lines(follow=follow)
+
+    async def events(self) -> AsyncIterator[AgentEvent]:
+        """Yields the present state, then every change, until the agent closes or the reader falls
+        `EVENT_BACKLOG` events behind."""
+        queue: asyncio.Queue[AgentEvent | None] = asyncio.Queue(EVENT_BACKLOG)
+        self._subscribers.queues.add(queue)
+        snapshot: list[AgentEvent] = [self._node_state()]
+        snapshot.extend(i.started for i in self._instances.values() if i.started)
+        snapshot.append(Running(instances=tuple(self._instances)))
+        try:
+            for event in snapshot:
+                yield event
+            while (event_or_end := await queue.get()) is not None:
+                yield event_or_end
+        finally:
+            self._subscribers.queues.discard(queue)
+
+    # --- one instance's life -----------------------------------------------------------------
+
+    async def _bring_up(self, instance: _Instance) -> None:
+        request = instance.request
+        try:
+            with self._pool.start_under_way():
+                started = await self._start(instance)
+        except (StokerError, LoadRefused) as error:
+            await self._gone(instance, _as_worker_error(error), isinstance(error, PERMANENT))
+            return
+        if instance.stopping:
+            return  # whoever stops it reports it
+        instance.state = advance(WORKER, instance.state, WorkerEvent.LOADED)
+        instance.started = started
+        self._subscribers.publish(started)
+        if request.checkpoint:
+            self._resident[request.checkpoint] = await self._cache.resident_bytes(
+                request.checkpoint
+            )
+            self._publish_node()
+        assert instance.worker is not None
+        ended = await instance.worker.wait()
+        if not instance.stopping:
+            await self._gone(
+                instance,
+                WorkerError(
+                    type="server_error",
+                    code="instance_lost",
+                    message=f"instance {request.instance_id} ended unexpectedly ({ended})",
+                ),
+                permanent=False,
+            )
+
+    async def _start(self, instance: _Instance) -> Started:
+        """Claims a worker while the files are brought to the node, then loads them."""
+        request = instance.request
+        began = time.monotonic()
+        fetching = asyncio.create_task(self._fetch(request), name=f"fetch {request.instance_id}")
+        try:
+            claimed = await self._pool.claim()
+            instance.worker, instance.log = claimed.worker, claimed.worker.log
+            instance.state = advance(WORKER, instance.state, WorkerEvent.CLAIMED)
+            provisioned = time.monotonic()
+            checkpoint, source = await fetching
+        finally:
+            fetching.cancel()
+        fetched = time.monotonic()
+        phases, ready = await load(
+            claimed.worker,
+            LoadRequest(
+                instance_id=request.instance_id,
+                function=request.function,
+                revision=request.revision,
+                engine=request.engine,
+                checkpoint_path=_text(checkpoint),
+                source_path=_text(source),
+                handler=request.handler,
+                args=request.args,  # type: ignore[arg-type]  # checked by the model
+                options=request.options,
+                env=request.env,
+                threads=request.threads,
+            ),
+        )
+        how: Literal["claim", "spawn"] = "claim" if claimed.warm else "spawn"
+        return Started(
+            instance_id=request.instance_id,
+            function=request.function,
+            socket=claimed.worker.socket,
+            pid=claimed.worker.pid,
+            provisioned=how,
+            phases=(
+                MeasuredPhase(name=PhaseName.PROVISION, duration_ms=(provisioned - began) * 1e3),
+                MeasuredPhase(name=PhaseName.FETCH, duration_ms=(fetched - provisioned) * 1e3),
+                *phases,
+            ),
+            facts=ready.facts | {"engine": ready.engine, "context_tokens": ready.context_tokens},
+        )
+
+    async def _fetch(self, request: StartInstance) -> tuple[Path | None, Path | None]:
+        """Brings what the instance needs to this node, and returns where it lies."""
+        checkpoint = await self._cache.ensure(request.checkpoint) if request.checkpoint else None
+        source = await self._cache.ensure(request.source) if request.source else None
+        return checkpoint, source
+
+    async def _end(self, instance: _Instance, grace_s: float) -> None:
+        instance.stopping = True
+        if instance.bring_up is not None and instance.started is None:
+            instance.bring_up.cancel()
+            await asyncio.wait([instance.bring_up])
+        if instance.worker is not None:
+            instance.state = advance(WORKER, instance.state, WorkerEvent.TERMINATED)
+            await instance.worker.stop(grace_s if instance.started else 0)
+        await self._gone(instance, None, permanent=False)
+
+    async def _gone(self, instance: _Instance, error: WorkerError | None, permanent: bool) -> None:
+        """Ends what is left of it, forgets it and says so."""
+        instance_id = instance.request.instance_id
+        if instance.worker is not None:
+            await instance.worker.stop(0)
+            instance.state = advance(WORKER, instance.state, WorkerEvent.EXITED)
+        if self._instances.pop(instance_id, None) is None:
+            return
+        if instance.log is not None:
+            self._past_logs[instance_id] = instance.log
+            while len(self._past_logs) > KEPT_LOGS:
+                del self._past_logs[next(iter(self._past_logs))]
+        tail = instance.log.tail() if instance.log and error else ()
+        self._subscribers.publish(
+            Exited(
+                instance_id=instance_id,
+                function=instance.request.function,
+                error=error,
+                permanent=permanent,
+                log_tail=tail,
+            )
+        )
+
+    # --- what it reports ---------------------------------------------------------------------
+
+    def _node_state(self) -> NodeState:
+        return NodeState(
+            node_id=self._node_id,
+            memory_bytes=self._memory_bytes,
+            blank_workers=self._pool.ready,
+            starting_workers=self._pool.starting,
+            warm_pool_size=self._pool.size,
+            resident_bytes=self._resident,
+        )
+
+    def _publish_node(self) -> None:
+        self._subscribers.publish(self._node_state())
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _as_worker_error(error: StokerError | LoadRefused) -> WorkerError:
+    if isinstance(error, LoadRefused):
+        return error.error
+    return WorkerError(
+        type=error.type, code=error.code, message=error.message, details=error.details
+    )

@@ -1,0 +1,72 @@
+"""The control plane's end of an agent's wire."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+
+from stoker.domain import InstanceId
+from stoker.errors import InstanceNotFound, NoCapacity
+from stoker.node.wire import AGENT_EVENT, AgentEvent, StartInstance
+
+CALL_TIMEOUT_S = 5.0  # an agent answers these at once or is not well
+CONNECTIONS = 64  # followed logs and events hold one each
+
+
+class NodeClient:
+    """Talks to one agent over its Unix socket. Raises NoCapacity when it does not answer."""
+
+    def __init__(self, socket: Path) -> None:
+        transport = httpx.AsyncHTTPTransport(
+            uds=str(socket), limits=httpx.Limits(max_connections=CONNECTIONS)
+        )
+        self._http = httpx.AsyncClient(
+            transport=transport, base_url="http://agent", timeout=CALL_TIMEOUT_S
+        )
+
+    async def start(self, request: StartInstance) -> None:
+        await self._call("POST", "/v1/instances", content=request.model_dump_json())
+
+    async def stop(self, instance_id: InstanceId, grace_s: float) -> None:
+        """Raises InstanceNotFound if the agent does not (or no longer) know it."""
+        await self._call("DELETE", f"/v1/instances/{instance_id}?grace_s={grace_s}")
+
+    async def events(self) -> AsyncIterator[AgentEvent]:
+        """Yields the agent's state and every change; ends when the agent goes away."""
+        try:
+            async with self._http.stream("GET", "/v1/events", timeout=_follow()) as response:
+                async for line in response.aiter_lines():
+                    yield AGENT_EVENT.validate_json(line)
+        except httpx.TransportError as error:
+            raise NoCapacity(f"the node's agent does not answer: {error}") from error
+
+    async def logs(self, instance_id: InstanceId, *, follow: bool) -> AsyncIterator[str]:
+        url = f"/v1/instances/{instance_id}/logs?follow={int(follow)}"
+        try:
+            async with self._http.stream("GET", url, timeout=_follow()) as response:
+                if response.status_code == httpx.codes.NOT_FOUND:
+                    return
+                async for line in response.aiter_lines():
+                    yield line
+        except httpx.TransportError as error:
+            raise NoCapacity(f"the node's agent does not answer: {error}") from error
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def _call(self, method: str, url: str, content: str | None = None) -> None:
+        try:
+            response = await self._http.request(method, url, content=content)
+        except httpx.TransportError as error:
+            raise NoCapacity(f"the node's agent does not answer: {error}") from error
+        if response.status_code == httpx.codes.NOT_FOUND:
+            raise InstanceNotFound(response.json()["message"])
+        if response.is_error:
+            raise NoCapacity(f"the node's agent refused {method} {url}: {response.text[:500]}")
+
+
+def _follow() -> httpx.Timeout:
+    """No bound on the silence of a stream that is followed."""
+    return httpx.Timeout(CALL_TIMEOUT_S, read=None)

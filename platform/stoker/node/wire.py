@@ -1,0 +1,92 @@
+"""What a control plane and an agent say to each other: HTTP/1.1 on the agent's socket.
+
+POST   /v1/instances            StartInstance -> 202; the outcome comes as an event
+DELETE /v1/instances/{id}       ?grace_s=     -> 202; stops it, after its requests ended
+GET    /v1/instances/{id}/logs  ?follow=0|1   -> text lines
+GET    /v1/events               -> stream of AgentEvent, a NodeState and all instances first
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from stoker.domain import Digest, FunctionName, InstanceId, NodeId, PhaseName, RevisionId, Tier
+from stoker_runtime.contract import EngineName, WorkerError
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StartInstance(Message):
+    """Everything an agent needs to bring an instance up."""
+
+    instance_id: InstanceId
+    function: FunctionName
+    revision: RevisionId
+    checkpoint: Digest | None = None
+    source: Digest | None = None
+    engine: EngineName = EngineName.AUTO
+    handler: str | None = None
+    args: dict[str, Any] = Field(default_factory=dict)
+    options: dict[str, Any] = Field(default_factory=dict)
+    env: dict[str, str] = Field(default_factory=dict)
+    threads: int | None = None
+
+
+class MeasuredPhase(Message):
+    name: PhaseName
+    duration_ms: float
+    tier: Tier | None = None
+    bytes: int = 0
+
+
+class NodeState(Message):
+    """What a node has; sent at once and whenever it changes."""
+
+    kind: Literal["node"] = "node"
+    node_id: NodeId
+    memory_bytes: int
+    blank_workers: int
+    starting_workers: int
+    warm_pool_size: int
+    resident_bytes: dict[Digest, int] = Field(default_factory=dict)
+
+
+class Started(Message):
+    """An instance is ready at `socket`."""
+
+    kind: Literal["started"] = "started"
+    instance_id: InstanceId
+    function: FunctionName
+    socket: Path
+    pid: int
+    provisioned: Literal["claim", "spawn"]
+    phases: tuple[MeasuredPhase, ...]
+    facts: dict[str, Any] = Field(default_factory=dict)
+
+
+class Exited(Message):
+    """An instance is gone. `error` is None when it was told to stop; `permanent` says that its
+    start was refused by its own content, so that another start would be too."""
+
+    kind: Literal["exited"] = "exited"
+    instance_id: InstanceId
+    function: FunctionName
+    error: WorkerError | None = None
+    permanent: bool = False
+    log_tail: tuple[str, ...] = ()
+
+
+class Running(Message):
+    """Ends the opening snapshot: instances that are not listed here do not exist."""
+
+    kind: Literal["running"] = "running"
+    instances: tuple[InstanceId, ...]
+
+
+AgentEvent = Annotated[NodeState | Started | Exited | Running, Field(discriminator="kind")]
+AGENT_EVENT: TypeAdapter[AgentEvent] = TypeAdapter(AgentEvent)
