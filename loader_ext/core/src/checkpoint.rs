@@ -1,0 +1,218 @@
+//! A checkpoint's files: one safetensors file, or a directory with one or with shards.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use crate::error::{Error, Kind, Result};
+use crate::header::{self, Header};
+
+/// The file of an unsharded checkpoint.
+pub const SINGLE_FILE: &str = "model.safetensors";
+/// The index of a sharded one.
+pub const INDEX_FILE: &str = "model.safetensors.index.json";
+const EXTENSION: &str = ".safetensors";
+const PICKLE_EXTENSIONS: [&str; 6] = [".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"];
+
+/// One open safetensors file with a checked header.
+#[derive(Debug)]
+pub struct Shard {
+    /// Its name in the checkpoint's directory.
+    pub name: String,
+    /// Where it is.
+    pub path: PathBuf,
+    /// The open file: what is mapped is what was checked, whatever the path names later.
+    pub file: Arc<File>,
+    /// Its length when it was opened.
+    pub file_bytes: u64,
+    /// Its tensors.
+    pub header: Header,
+}
+
+/// An open checkpoint: every header is checked, no tensor's bytes have been read.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// The path that was opened.
+    pub path: PathBuf,
+    /// The files in name order.
+    pub shards: Vec<Shard>,
+}
+
+impl Checkpoint {
+    /// Opens a file or a directory and checks all headers, and the index where there is one.
+    ///
+    /// A directory is looked through for `model.safetensors`, else for shards named by
+    /// `model.safetensors.index.json`, else for any `*.safetensors`.
+    pub fn open(path: &Path) -> Result<Self> {
+        let found = fs::metadata(path).map_err(|error| Error::io(path, "stat", &error))?;
+        if !found.is_dir() {
+            let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
+            let shard = Shard::open(path, name.unwrap_or_default())?;
+            return Ok(Self { path: path.to_path_buf(), shards: vec![shard] });
+        }
+        let (names, index) = find_shards(path)?;
+        let mut shards = Vec::with_capacity(names.len());
+        for name in names {
+            shards.push(Shard::open(&path.join(&name), name)?);
+        }
+        check_shards(&path.join(INDEX_FILE), &shards, index.as_ref())?;
+        Ok(Self { path: path.to_path_buf(), shards })
+    }
+
+    /// The bytes of all files.
+    pub fn checkpoint_bytes(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.file_bytes).sum()
+    }
+
+    /// `__metadata__` of all files; where they disagree the first in name order is right.
+    pub fn metadata(&self) -> BTreeMap<String, String> {
+        let mut merged = BTreeMap::new();
+        for shard in &self.shards {
+            for (key, value) in &shard.header.metadata {
+                merged.entry(key.clone()).or_insert_with(|| value.clone());
+            }
+        }
+        merged
+    }
+}
+
+impl Shard {
+    fn open(path: &Path, name: String) -> Result<Self> {
+        // Opening a pipe would block and a device may have effects: look first.
+        let found = fs::metadata(path).map_err(|error| Error::io(path, "stat", &error))?;
+        if !found.is_file() {
+            return Err(Error::new(path, Kind::SymlinkRefused));
+        }
+        let file = File::open(path).map_err(|error| Error::io(path, "open", &error))?;
+        let file_bytes = file.metadata().map_err(|error| Error::io(path, "fstat", &error))?.len();
+        let read = |bytes: &mut [u8], offset| {
+            file.read_exact_at(bytes, offset).map_err(|error| Error::io(path, "read", &error))
+        };
+        let mut start = vec![0; file_bytes.min(header::LENGTH_BYTES) as usize];
+        read(&mut start, 0)?;
+        let header_bytes = header::parse_length(path, &start, file_bytes)?;
+        let mut bytes = vec![0; header_bytes as usize];
+        read(&mut bytes, header::LENGTH_BYTES)?;
+        let header = header::parse(path, &bytes, file_bytes)?;
+        Ok(Self { name, path: path.to_path_buf(), file: Arc::new(file), file_bytes, header })
+    }
+
+    /// Fails with `FileChanged` if the file's length is no longer the one that was checked.
+    pub fn check_length(&self) -> Result<()> {
+        let found = self.file.metadata().map_err(|e| Error::io(&self.path, "fstat", &e))?;
+        if found.len() == self.file_bytes {
+            return Ok(());
+        }
+        let kind = Kind::FileChanged { expected_bytes: self.file_bytes, found_bytes: found.len() };
+        Err(Error::new(&self.path, kind))
+    }
+}
+
+/// Whether a file's name is one that pickled weights go by.
+pub fn is_pickle_name(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    PICKLE_EXTENSIONS.iter().any(|extension| name.ends_with(extension))
+}
+
+/// Whether a file's name is that of a safetensors file.
+pub fn is_safetensors_name(name: &str) -> bool {
+    name.ends_with(EXTENSION)
+}
+
+/// The map from tensor to shard of `model.safetensors.index.json`.
+type Index = BTreeMap<String, String>;
+
+fn find_shards(directory: &Path) -> Result<(BTreeSet<String>, Option<Index>)> {
+    let failed = |error| Error::io(directory, "reading the directory", &error);
+    let mut names = BTreeSet::new();
+    for item in fs::read_dir(directory).map_err(failed)? {
+        // A name that is not UTF-8 cannot be one that is looked for here.
+        names.extend(item.map_err(failed)?.file_name().into_string());
+    }
+    if names.contains(SINGLE_FILE) {
+        return Ok((BTreeSet::from([SINGLE_FILE.to_owned()]), None));
+    }
+    if names.contains(INDEX_FILE) {
+        let index = read_index(&directory.join(INDEX_FILE))?;
+        let shards: BTreeSet<String> = index.values().cloned().collect();
+        if let Some(shard) = shards.iter().find(|shard| !names.contains(*shard)) {
+            let kind = Kind::ShardMissing { shard: shard.clone() };
+            return Err(Error::new(&directory.join(INDEX_FILE), kind));
+        }
+        return Ok((shards, Some(index)));
+    }
+    let shards: BTreeSet<_> = names.iter().filter(|n| is_safetensors_name(n)).cloned().collect();
+    if !shards.is_empty() {
+        return Ok((shards, None));
+    }
+    let kind = match names.iter().any(|name| is_pickle_name(name)) {
+        true => Kind::PickleRefused,
+        false => Kind::NoSafetensors,
+    };
+    Err(Error::new(directory, kind))
+}
+
+fn read_index(path: &Path) -> Result<Index> {
+    #[derive(Deserialize)]
+    struct Document {
+        #[serde(deserialize_with = "crate::header::unique_pairs")]
+        weight_map: Vec<(String, String)>,
+    }
+    let invalid = |reason: String| Error::new(path, Kind::IndexInvalid { reason });
+    let found = fs::metadata(path).map_err(|error| Error::io(path, "stat", &error))?;
+    if found.len() > header::HEADER_LIMIT_BYTES {
+        return Err(invalid(format!("{} bytes are too many", found.len())));
+    }
+    let text = fs::read(path).map_err(|error| Error::io(path, "read", &error))?;
+    let document: Document =
+        serde_json::from_slice(&text).map_err(|error| invalid(error.to_string()))?;
+    if document.weight_map.is_empty() {
+        return Err(invalid("weight_map is empty".into()));
+    }
+    for (tensor, shard) in &document.weight_map {
+        if shard.contains('/') || !is_safetensors_name(shard) {
+            let reason = format!("{shard:?} is no name of a .safetensors file beside the index");
+            return Err(invalid(reason).tensor(tensor));
+        }
+    }
+    Ok(document.weight_map.into_iter().collect())
+}
+
+/// Each name is in one shard alone, and shards and index agree.
+fn check_shards(index_path: &Path, shards: &[Shard], index: Option<&Index>) -> Result<()> {
+    let mut owner: HashMap<&str, &Shard> = HashMap::new();
+    for shard in shards {
+        for tensor in &shard.header.tensors {
+            if let Some(other) = owner.insert(&tensor.name, shard) {
+                let kind = Kind::ShardDuplicate { other: other.name.clone() };
+                let error = Error::new(&shard.path, kind).tensor(&tensor.name);
+                return Err(error.at(tensor.offset_bytes));
+            }
+        }
+    }
+    let Some(index) = index else { return Ok(()) };
+    let mismatch = |tensor: &str, shard: &str| {
+        let kind = Kind::IndexMismatch { shard: shard.to_owned() };
+        Error::new(index_path, kind).tensor(tensor)
+    };
+    for (tensor, shard) in index {
+        if owner.get(tensor.as_str()).is_none_or(|found| found.name != *shard) {
+            return Err(mismatch(tensor, shard));
+        }
+    }
+    let mut unlisted: Vec<_> =
+        owner.iter().filter(|(name, _)| !index.contains_key(**name)).collect();
+    unlisted.sort_by_key(|(name, _)| **name);
+    match unlisted.first() {
+        Some((name, shard)) => Err(mismatch(name, &shard.name)),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+#[path = "checkpoint_tests.rs"]
+mod tests;

@@ -1,0 +1,21 @@
+//! Reads, maps, lays out and verifies safetensors checkpoints; knows nothing of Python.
+//!
+//! [`checkpoint`] finds the files of a checkpoint and reads their headers ([`header`] is the pure
+//! parser), [`mapping`] maps them and brings them into the page cache, [`residency`] and [`evict`]
+//! look at and empty that cache, [`digest`] gives a checkpoint its identity, and [`layout`]
+//! rewrites one so that fused weights are one view. Everything that takes long runs through
+//! [`pieces`]: bounded threads, progress and cancellation on the calling thread.
+
+pub mod checkpoint;
+pub mod digest;
+pub mod dtype;
+pub mod error;
+pub mod evict;
+pub mod header;
+pub mod inventory;
+pub mod layout;
+pub mod mapping;
+pub mod pieces;
+pub mod residency;
+
+pub use error::{Error, Kind, Result};

@@ -1,0 +1,233 @@
+//! A file in memory: a private writable mapping on a 2 MiB boundary, and bringing its pages in.
+
+use std::fs::File;
+use std::hint;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::ptr::{self, NonNull};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::checkpoint::Shard;
+use crate::error::{Error, Kind, Result};
+use crate::pieces;
+
+/// The size of a PMD-mapped page; only an address on this boundary can map one.
+pub const HUGE_PAGE_BYTES: usize = 2 << 20;
+/// What one `madvise` brings in: long enough to hide the call, short enough to share the work.
+pub const PIECE_BYTES: u64 = 8 << 20;
+/// Readers in flight. On a disk more than one core's worth keeps the queue full; measured best
+/// of 2, 4, 8 and 16 on two cores.
+pub const POPULATE_THREADS: usize = 8;
+const MAX_TRIES: u32 = 16;
+const TOUCH_BYTES: usize = 1 << 20;
+
+/// A whole file, mapped `MAP_PRIVATE` and writable: writes copy the page and never reach the file.
+///
+/// The mapping lives until this value is dropped. Reading a page that the file no longer has
+/// (someone truncated it) kills the process with SIGBUS; checkpoints are immutable for that reason.
+#[derive(Debug)]
+pub struct Mapping {
+    address: NonNull<u8>,
+    bytes: usize,
+    file: Arc<File>,
+    path: PathBuf,
+}
+
+// SAFETY: the mapping is plain memory that this value owns; it has no thread affinity.
+unsafe impl Send for Mapping {}
+// SAFETY: shared use only reads addresses or calls madvise, which the kernel serialises.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps a shard after checking that its length is still the checked one.
+    pub fn of_shard(shard: &Shard) -> Result<Self> {
+        shard.check_length()?;
+        Self::new(Arc::clone(&shard.file), &shard.path, shard.file_bytes)
+    }
+
+    /// Maps the first `file_bytes` (more than 0) of an open file; no page is read.
+    pub fn new(file: Arc<File>, path: &Path, file_bytes: u64) -> Result<Self> {
+        let too_long = || io::Error::from_raw_os_error(libc::EOVERFLOW);
+        let bytes = usize::try_from(file_bytes)
+            .ok()
+            .filter(|&bytes| bytes < isize::MAX as usize - 2 * HUGE_PAGE_BYTES)
+            .ok_or_else(|| Error::io(path, "mmap", &too_long()))?;
+        let span = bytes.next_multiple_of(page_bytes());
+        let reserved = span + HUGE_PAGE_BYTES;
+        // SAFETY: a fresh anonymous reservation at an address of the kernel's choice touches
+        // nothing that exists; it is replaced or returned below.
+        let start = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                reserved,
+                libc::PROT_NONE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(Error::last_os(path, "reserving addresses"));
+        }
+        let head = (start as usize).next_multiple_of(HUGE_PAGE_BYTES) - start as usize;
+        let aligned = start.wrapping_byte_add(head);
+        // SAFETY: MAP_FIXED replaces only pages of the reservation above: `head` is below
+        // HUGE_PAGE_BYTES, so `aligned + span` does not pass its end. The file is ours and open.
+        let mapped = unsafe {
+            libc::mmap(
+                aligned,
+                bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        if mapped == libc::MAP_FAILED {
+            let error = Error::last_os(path, "mmap");
+            // SAFETY: the whole reservation is ours and nothing points into it.
+            unsafe { libc::munmap(start, reserved) };
+            return Err(error);
+        }
+        // SAFETY: both ends are ours, page-aligned, outside the mapped span, and unused.
+        unsafe {
+            if head > 0 {
+                libc::munmap(start, head);
+            }
+            libc::munmap(aligned.wrapping_byte_add(span), HUGE_PAGE_BYTES - head);
+        }
+        // SAFETY: the range is exactly the mapping. A kernel without huge pages answers EINVAL
+        // and maps small ones, which is slower and just as right.
+        unsafe { libc::madvise(mapped, bytes, libc::MADV_HUGEPAGE) };
+        let address = NonNull::new(mapped.cast::<u8>()).expect("mmap never succeeds at null");
+        Ok(Self { address, bytes, file, path: path.to_path_buf() })
+    }
+
+    /// The address of the file's first byte, on a 2 MiB boundary.
+    pub fn address(&self) -> NonNull<u8> {
+        self.address
+    }
+
+    /// The length of the file.
+    pub fn size_bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Brings a range that begins on a page into the page cache and maps it.
+    fn populate_range(&self, offset: u64, size_bytes: u64, advise: &AtomicBool) -> Result<()> {
+        let start = self.address.as_ptr().wrapping_add(offset as usize).cast();
+        let mut tries = 0;
+        while advise.load(Ordering::Relaxed) {
+            // SAFETY: the callers' pieces lie within the mapping, which `self` keeps alive;
+            // populating for reading changes no byte.
+            let status =
+                unsafe { libc::madvise(start, size_bytes as usize, libc::MADV_POPULATE_READ) };
+            if status == 0 {
+                return Ok(());
+            }
+            let error = io::Error::last_os_error();
+            tries += 1;
+            match error.raw_os_error() {
+                // Kernels before 5.14 do not know the advice.
+                Some(libc::EINVAL) => advise.store(false, Ordering::Relaxed),
+                Some(libc::EINTR) => {}
+                Some(libc::EAGAIN) if tries < MAX_TRIES => {}
+                _ => {
+                    self.check_length()?;
+                    return Err(Error::io(&self.path, "MADV_POPULATE_READ", &error).at(offset));
+                }
+            }
+        }
+        self.touch_range(offset, size_bytes as usize)
+    }
+
+    /// The same without the kernel's help: `read` fills the page cache (and reports what a page
+    /// fault would turn into SIGBUS), then one load per page maps it.
+    fn touch_range(&self, offset: u64, size_bytes: usize) -> Result<()> {
+        let mut buffer = vec![0; TOUCH_BYTES.min(size_bytes)];
+        for begin in (0..size_bytes).step_by(TOUCH_BYTES) {
+            let piece = &mut buffer[..TOUCH_BYTES.min(size_bytes - begin)];
+            if let Err(error) = self.file.read_exact_at(piece, offset + begin as u64) {
+                self.check_length()?;
+                return Err(Error::io(&self.path, "read", &error).at(offset + begin as u64));
+            }
+            for page in (begin..begin + piece.len()).step_by(page_bytes()) {
+                let address = self.address.as_ptr().wrapping_add(offset as usize + page);
+                // SAFETY: the address is within the mapping and readable. A volatile read, since
+                // another thread may write to its tensors at the same time.
+                hint::black_box(unsafe { ptr::read_volatile(address) });
+            }
+        }
+        Ok(())
+    }
+
+    fn check_length(&self) -> Result<()> {
+        let found = self.file.metadata().map_err(|e| Error::io(&self.path, "fstat", &e))?;
+        if found.len() >= self.bytes as u64 {
+            return Ok(());
+        }
+        let kind =
+            Kind::FileChanged { expected_bytes: self.bytes as u64, found_bytes: found.len() };
+        Err(Error::new(&self.path, kind))
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the range is what `new` mapped, and whoever holds an address into it also
+        // holds this value.
+        unsafe { libc::munmap(self.address.as_ptr().cast(), self.bytes) };
+    }
+}
+
+/// Brings all pages of the mappings into the page cache and maps them, in file order.
+///
+/// `watch` sees the bytes done so far and may stop it. Done again it only finds that all is there.
+/// Errors: `FileChanged` if a file became shorter, `Io`, and whatever `watch` returns.
+pub fn populate(
+    mappings: &[Arc<Mapping>],
+    threads: usize,
+    watch: impl FnMut(u64) -> Result<()>,
+) -> Result<u64> {
+    populate_with(mappings, threads, &AtomicBool::new(true), watch)
+}
+
+fn populate_with(
+    mappings: &[Arc<Mapping>],
+    threads: usize,
+    advise: &AtomicBool,
+    watch: impl FnMut(u64) -> Result<()>,
+) -> Result<u64> {
+    let work: Vec<(&Mapping, u64, u64)> = mappings
+        .iter()
+        .flat_map(|mapping| {
+            let end = mapping.bytes as u64;
+            (0..end)
+                .step_by(PIECE_BYTES as usize)
+                .map(move |begin| (&**mapping, begin, PIECE_BYTES.min(end - begin)))
+        })
+        .collect();
+    pieces::run(
+        work.len(),
+        threads,
+        || (),
+        |(), index| {
+            let (mapping, begin, size_bytes) = work[index];
+            mapping.populate_range(begin, size_bytes, advise).map(|()| size_bytes)
+        },
+        watch,
+    )
+}
+
+/// The size of a small page.
+pub fn page_bytes() -> usize {
+    // SAFETY: sysconf only reads a constant of the kernel.
+    usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).expect("a page has a size")
+}
+
+#[cfg(test)]
+#[path = "mapping_tests.rs"]
+mod tests;

@@ -1,0 +1,119 @@
+//! Long work as pieces: bounded threads, progress and cancellation on the calling thread.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::thread;
+
+use crate::error::Result;
+
+/// The most threads that any piece of work gets; more never read faster in our measurements.
+pub const MAX_THREADS: usize = 16;
+
+/// Does the work `0..count` on `threads` threads and returns the sum of what each piece returned.
+///
+/// The caller is one of the threads, and between its own pieces it calls `watch` with the sum so
+/// far: so progress needs no wake-up, and a caller that waits for a lock stops nobody else.
+/// `scratch` makes what one thread keeps between its pieces. The first error, of a piece or of
+/// `watch`, stops everyone after the piece at hand and is returned.
+pub fn run<S>(
+    count: usize,
+    threads: usize,
+    scratch: impl Fn() -> S + Sync,
+    work: impl Fn(&mut S, usize) -> Result<u64> + Sync,
+    mut watch: impl FnMut(u64) -> Result<()>,
+) -> Result<u64> {
+    let next = AtomicUsize::new(0);
+    let done = AtomicU64::new(0);
+    let stop = AtomicBool::new(false);
+    let first_error = Mutex::new(None);
+    let fail = |error| {
+        stop.store(true, Ordering::Relaxed);
+        first_error.lock().expect("no holder of this lock panics").get_or_insert(error);
+    };
+    let drain = |watch: &mut dyn FnMut(u64) -> Result<()>| {
+        let mut state = scratch();
+        while !stop.load(Ordering::Relaxed) {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            if index >= count {
+                break;
+            }
+            let outcome = work(&mut state, index)
+                .map(|amount| done.fetch_add(amount, Ordering::Relaxed) + amount)
+                .and_then(&mut *watch);
+            if let Err(error) = outcome {
+                fail(error);
+            }
+        }
+    };
+    thread::scope(|scope| {
+        let helpers = threads.min(MAX_THREADS).min(count).saturating_sub(1);
+        for _ in 0..helpers {
+            // Without another thread (a container's limit of processes) the caller does it all.
+            let spawned = thread::Builder::new().spawn_scoped(scope, || drain(&mut |_| Ok(())));
+            if spawned.is_err() {
+                break;
+            }
+        }
+        drain(&mut watch);
+    });
+    if let Some(error) = first_error.into_inner().expect("all threads have ended") {
+        return Err(error);
+    }
+    let total = done.into_inner();
+    watch(total)?;
+    Ok(total)
+}
+
+/// Threads for work that a processor limits.
+pub fn processor_threads() -> usize {
+    thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::{Error, Kind};
+    use std::path::Path;
+
+    #[test]
+    fn every_piece_is_done_once() {
+        for threads in [1, 2, 7] {
+            let seen: Vec<AtomicU64> = (0..100).map(|_| AtomicU64::new(0)).collect();
+            let mut last = 0;
+            let total = run(
+                100,
+                threads,
+                || (),
+                |(), index| Ok(seen[index].fetch_add(1, Ordering::Relaxed) + index as u64),
+                |done| {
+                    assert!(done >= last);
+                    last = done;
+                    Ok(())
+                },
+            );
+            assert_eq!(total, Ok(4950));
+            assert_eq!(last, 4950);
+            assert!(seen.iter().all(|count| count.load(Ordering::Relaxed) == 1));
+        }
+    }
+
+    #[test]
+    fn the_first_error_stops_all() {
+        let calls = AtomicUsize::new(0);
+        let error = Error::new(Path::new("x"), Kind::Cancelled);
+        let outcome = run(
+            1000,
+            1,
+            || (),
+            |(), _| Ok(calls.fetch_add(1, Ordering::Relaxed) as u64),
+            |_| Err(error.clone()),
+        );
+        assert_eq!(outcome, Err(error));
+        assert_eq!(calls.into_inner(), 1);
+    }
+
+    #[test]
+    fn no_pieces_is_no_work() {
+        assert_eq!(run(0, 4, || (), |(), _| Ok(1), |_| Ok(())), Ok(0));
+    }
+}

@@ -1,0 +1,31 @@
+//! Core errors as the exceptions of `stoker_loader.errors`.
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use stoker_loader_core::{Error, Kind};
+
+/// The exception for a core error: its class is looked up by the name that the error carries.
+pub fn to_python(error: &Error) -> PyErr {
+    Python::attach(|py| match instantiate(py, error) {
+        Ok(exception) => PyErr::from_value(exception),
+        Err(error) => error,
+    })
+}
+
+fn instantiate<'py>(py: Python<'py>, error: &Error) -> PyResult<Bound<'py, PyAny>> {
+    let class = py.import("stoker_loader.errors")?.getattr(error.kind.class())?;
+    let facts = PyDict::new(py);
+    facts.set_item("file", error.file.as_os_str())?;
+    facts.set_item("tensor", &error.tensor)?;
+    facts.set_item("offset", error.offset)?;
+    if let Kind::Io { errno, .. } = &error.kind {
+        facts.set_item("errno", errno)?;
+    }
+    class.call((error.to_string(),), Some(&facts))
+}
+
+/// Every `(code, class, meaning)` of the core.
+#[pyfunction]
+pub fn error_table() -> Vec<(&'static str, &'static str, &'static str)> {
+    Kind::TABLE.to_vec()
+}

@@ -1,0 +1,139 @@
+//! The functions on paths: residency, evict, prefetch, digest, verify, layout.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use stoker_loader_core::digest::{self as digests, Digest, FileDigest};
+use stoker_loader_core::inventory::{Links, inventory};
+use stoker_loader_core::mapping::{self, Mapping};
+use stoker_loader_core::{Error, Result, evict as evicting, layout as layouts, residency as cache};
+
+use crate::errors::to_python;
+use crate::progress::{self, Callback};
+
+/// `(name, size_bytes, chunks)`, a chunk as 32 hexadecimal digits.
+type PyFile = (String, u64, Vec<String>);
+/// `(root, files)`.
+type PyDigest = (String, Vec<PyFile>);
+/// `(digest, checkpoint_bytes, tensors, fused_groups, skipped)`.
+type PyLayout = (PyDigest, u64, usize, Vec<Vec<String>>, Vec<String>);
+
+/// `(checkpoint_bytes, resident_bytes)`.
+#[pyfunction]
+pub fn residency(py: Python<'_>, path: PathBuf) -> PyResult<(u64, u64)> {
+    let found = py.detach(|| cache::residency(&path)).map_err(|error| to_python(&error))?;
+    Ok((found.checkpoint_bytes, found.resident_bytes))
+}
+
+#[pyfunction]
+pub fn evict(py: Python<'_>, path: PathBuf) -> PyResult<()> {
+    py.detach(|| evicting::evict(&path)).map_err(|error| to_python(&error))
+}
+
+#[pyfunction]
+pub fn prefetch(
+    py: Python<'_>,
+    path: PathBuf,
+    callback: Callback,
+    threads: Option<usize>,
+) -> PyResult<u64> {
+    progress::run(py, &callback, |watch| {
+        let mappings = map_all(&path)?;
+        let total = mappings.iter().map(|mapping| mapping.size_bytes() as u64).sum();
+        let threads = threads.unwrap_or(mapping::POPULATE_THREADS);
+        mapping::populate(&mappings, threads, |done| watch(done, total))
+    })
+}
+
+fn map_all(path: &Path) -> Result<Vec<Arc<Mapping>>> {
+    let mut mappings = Vec::new();
+    for entry in inventory(path, Links::Follow)? {
+        // An empty file has nothing to map.
+        if entry.size_bytes > 0 {
+            let file = File::open(&entry.path).map_err(|e| Error::io(&entry.path, "open", &e))?;
+            let mapping = Mapping::new(Arc::new(file), &entry.path, entry.size_bytes)?;
+            mappings.push(Arc::new(mapping));
+        }
+    }
+    Ok(mappings)
+}
+
+#[pyfunction]
+pub fn digest(py: Python<'_>, path: PathBuf, callback: Callback) -> PyResult<PyDigest> {
+    let found = progress::run(py, &callback, |watch| {
+        let total = total_bytes(&path)?;
+        digests::digest(&path, |done| watch(done, total))
+    })?;
+    Ok(export_digest(found))
+}
+
+#[pyfunction]
+pub fn verify(
+    py: Python<'_>,
+    path: PathBuf,
+    expected: PyDigest,
+    callback: Callback,
+) -> PyResult<()> {
+    let expected = import_digest(expected)?;
+    progress::run(py, &callback, |watch| {
+        let total = total_bytes(&path)?;
+        digests::verify(&path, &expected, |done| watch(done, total))
+    })
+}
+
+#[pyfunction]
+pub fn verify_root(
+    py: Python<'_>,
+    path: PathBuf,
+    expected: String,
+    callback: Callback,
+) -> PyResult<()> {
+    progress::run(py, &callback, |watch| {
+        let total = total_bytes(&path)?;
+        digests::verify_root(&path, &expected, |done| watch(done, total))
+    })
+}
+
+#[pyfunction]
+pub fn layout(
+    py: Python<'_>,
+    source: PathBuf,
+    destination: PathBuf,
+    callback: Callback,
+) -> PyResult<PyLayout> {
+    let report = progress::run(py, &callback, |watch| {
+        layouts::layout(&source, &destination, |done, total| watch(done, total))
+    })?;
+    Ok((
+        export_digest(report.digest),
+        report.checkpoint_bytes,
+        report.tensors,
+        report.fused_groups,
+        report.skipped,
+    ))
+}
+
+fn total_bytes(path: &Path) -> Result<u64> {
+    Ok(inventory(path, Links::Refuse)?.iter().map(|entry| entry.size_bytes).sum())
+}
+
+fn export_digest(digest: Digest) -> PyDigest {
+    let export = |file: FileDigest| {
+        let chunks = file.chunks.iter().map(|chunk| format!("{chunk:032x}")).collect();
+        (file.name, file.size_bytes, chunks)
+    };
+    (digest.root, digest.files.into_iter().map(export).collect())
+}
+
+fn import_digest((root, files): PyDigest) -> PyResult<Digest> {
+    let import = |(name, size_bytes, chunks): PyFile| {
+        let parse = |chunk: &String| u128::from_str_radix(chunk, 16);
+        let chunks = chunks.iter().map(parse).collect::<std::result::Result<_, _>>();
+        let chunks = chunks.map_err(|error| PyValueError::new_err(format!("{name}: {error}")))?;
+        Ok(FileDigest { name, size_bytes, chunks })
+    };
+    Ok(Digest { root, files: files.into_iter().map(import).collect::<PyResult<_>>()? })
+}

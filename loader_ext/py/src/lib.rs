@@ -1,0 +1,24 @@
+//! The Python face of `stoker-loader-core`: it converts arguments, results and errors, releases
+//! the GIL around everything that takes long, and decides nothing.
+
+mod checkpoint;
+mod errors;
+mod files;
+mod progress;
+
+use pyo3::prelude::*;
+
+#[pymodule]
+fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<checkpoint::NativeCheckpoint>()?;
+    module.add_class::<checkpoint::Buffer>()?;
+    module.add_function(wrap_pyfunction!(errors::error_table, module)?)?;
+    module.add_function(wrap_pyfunction!(files::residency, module)?)?;
+    module.add_function(wrap_pyfunction!(files::evict, module)?)?;
+    module.add_function(wrap_pyfunction!(files::prefetch, module)?)?;
+    module.add_function(wrap_pyfunction!(files::digest, module)?)?;
+    module.add_function(wrap_pyfunction!(files::verify, module)?)?;
+    module.add_function(wrap_pyfunction!(files::verify_root, module)?)?;
+    module.add_function(wrap_pyfunction!(files::layout, module)?)?;
+    Ok(())
+}

@@ -1,0 +1,272 @@
+"""An open checkpoint: headers first, then pages, then tensors over them."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from time import perf_counter
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from stoker_loader import _native
+from stoker_loader.errors import CheckpointClosedError, UnknownTensorError
+from stoker_loader.modules import Assigned, assign
+from stoker_loader.page_cache import Progress
+from stoker_loader.records import LoadStats, TensorInfo, dominating_tier, split_by_tier
+from stoker_loader.tensors import Record, TorchViews, numpy_view
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+
+class Checkpoint:
+    """The tensors of a safetensors file or directory. Opening reads headers only.
+
+    Closing forbids new loads; tensors that were given out keep the mapping alive, and it goes
+    with the last of them. The files must stay as they are: reading a page that a file no longer
+    has (someone truncated it) kills the process with SIGBUS. Methods may be called from any
+    thread.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Open and check all headers; raises the errors of every rule that a file breaks."""
+        started = perf_counter()
+        self.path = os.fspath(path)
+        self._native: _native.Checkpoint | None = _native.Checkpoint(path)
+        self._files = self._native.shards()
+        self._records = [Record(*record) for record in self._native.tensors()]
+        self._by_name = {record.name: record for record in self._records}
+        self._lock = threading.Lock()
+        self._views: TorchViews | None = None
+        self._populated = False
+        self._resident_bytes: int | None = None
+        self._residency_known = False
+        self._copied_bytes = 0
+        self._ms = dict.fromkeys(("open", "residency", "map", "populate", "attach"), 0.0)
+        self._ms["open"] = (perf_counter() - started) * 1e3
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Forbid new loads. Tensors that were given out stay valid."""
+        self._native = None
+        self._views = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tensors' names in the order of the files."""
+        return tuple(self._by_name)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The free strings of the headers; raises CheckpointClosedError."""
+        return self._open().metadata()
+
+    def info(self, name: str) -> TensorInfo:
+        """What the header says of a tensor; raises UnknownTensorError."""
+        record = self._record(name)
+        return TensorInfo(
+            name=record.name,
+            dtype=record.dtype,
+            shape=record.shape,
+            offset_bytes=record.offset_bytes,
+            size_bytes=record.size_bytes,
+            file=self._files[record.shard][0],
+        )
+
+    def populate(self, progress: Progress | None = None, threads: int | None = None) -> None:
+        """Bring all pages into the page cache and map them; the second time does nothing.
+
+        The GIL is released. `progress` gets `(bytes done, bytes in all)`; what it raises, and
+        KeyboardInterrupt, end the call. Raises FileChangedError, StorageError.
+        """
+        native = self._map()
+        with self._lock:
+            if self._populated:
+                return
+        with self._timed("populate"):
+            native.populate(progress, threads)
+        with self._lock:
+            self._populated = True
+
+    def load(
+        self, device: str | torch.device = "cpu", progress: Progress | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Populate, then give all tensors: views of the mapping, or copies on another device.
+
+        Writing to a view copies its page; the file never changes. Raises UnsupportedDtypeError
+        and what `populate` raises.
+        """
+        self.populate(progress)
+        views = self._torch_views()
+        with self._timed("attach"):
+            tensors = {record.name: self._attach(views, record) for record in self._records}
+            return self._to_device(tensors, device)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """One tensor as a view; its pages come in when they are touched unless `populate` ran.
+
+        Raises UnknownTensorError, UnsupportedDtypeError.
+        """
+        return self._attach(self._torch_views(), self._record(name))
+
+    def fused(self, names: Sequence[str]) -> torch.Tensor | None:
+        """The tensors as one view along dimension 0, or None if they do not lie so.
+
+        They do if they stand side by side in one file in this order, with one dtype and the same
+        other dimensions (see `layout`). Raises UnknownTensorError, UnsupportedDtypeError.
+        """
+        records = [self._record(name) for name in names]
+        if not records or not _adjacent(records):
+            return None
+        first = records[0]
+        rows = sum(record.shape[0] for record in records)
+        return self._torch_views().view(first, (rows, *first.shape[1:]))
+
+    def numpy(self, name: str) -> np.ndarray[Any, Any]:
+        """One tensor as an array over the mapping, without torch.
+
+        numpy lacks bfloat16 and float8: they come as uint16 and uint8 of the same bits. Raises
+        UnknownTensorError, UnsupportedDtypeError (packed 4- and 6-bit types).
+        """
+        record = self._record(name)
+        return numpy_view(record, self._map().buffer(record.shard))
+
+    def load_into(
+        self,
+        module: torch.nn.Module,
+        strict: bool = True,
+        device: str | torch.device = "cpu",
+        progress: Progress | None = None,
+    ) -> Assigned:
+        """Load, and make the tensors the parameters and buffers of a module on the meta device.
+
+        Tied parameters stay tied, the tensors' dtypes win, and buffers that are not persistent are
+        left to the caller. All is assigned or nothing. Raises ModuleMismatchError for another
+        shape, and if `strict` for a missing or unexpected name; and what `load` raises.
+        """
+        return assign(module, self.load(device, progress), strict=strict, file=self.path)
+
+    @property
+    def stats(self) -> LoadStats:
+        """What the load has cost so far."""
+        checkpoint_bytes = sum(size_bytes for _, size_bytes in self._files)
+        resident_bytes = self._resident_bytes or 0
+        bytes_by_tier = split_by_tier(checkpoint_bytes, resident_bytes)
+        return LoadStats(
+            checkpoint_bytes=checkpoint_bytes,
+            resident_bytes_before=resident_bytes,
+            residency_known=self._residency_known,
+            tier=dominating_tier(bytes_by_tier),
+            bytes_by_tier=bytes_by_tier,
+            open_ms=self._ms["open"],
+            residency_ms=self._ms["residency"],
+            map_ms=self._ms["map"],
+            populate_ms=self._ms["populate"],
+            attach_ms=self._ms["attach"],
+            copied_bytes=self._copied_bytes,
+        )
+
+    def _open(self) -> _native.Checkpoint:
+        native = self._native
+        if native is None:
+            raise CheckpointClosedError(
+                f"{self.path}: the checkpoint is closed; open it again", file=self.path
+            )
+        return native
+
+    def _record(self, name: str) -> Record:
+        record = self._by_name.get(name)
+        if record is None:
+            message = f"{self.path}: tensor {name!r}: the checkpoint has no tensor of this name"
+            raise UnknownTensorError(message, file=self.path, tensor=name)
+        return record
+
+    def _map(self) -> _native.Checkpoint:
+        """Map the files, having looked once at what was resident before anything was touched."""
+        native = self._open()
+        with self._lock:
+            if self._resident_bytes is None:
+                with self._timed("residency"):
+                    resident_bytes = native.resident_bytes()
+                self._residency_known = resident_bytes is not None
+                self._resident_bytes = resident_bytes or 0
+                with self._timed("map"):
+                    native.map()
+        return native
+
+    def _torch_views(self) -> TorchViews:
+        native = self._map()
+        with self._lock:
+            if self._views is None:
+                with self._timed("attach"):
+                    buffers = [native.buffer(shard) for shard in range(len(self._files))]
+                    self._views = TorchViews(buffers)
+            return self._views
+
+    def _attach(self, views: TorchViews, record: Record) -> torch.Tensor:
+        tensor = views.view(record)
+        if tensor is None:
+            tensor = views.copy(record)
+            self._copied_bytes += record.size_bytes
+        return tensor
+
+    def _to_device(
+        self, tensors: dict[str, torch.Tensor], device: str | torch.device
+    ) -> dict[str, torch.Tensor]:
+        import torch
+
+        target = torch.device(device)
+        if target.type == "cpu":
+            return tensors
+        self._copied_bytes += sum(record.size_bytes for record in self._records)
+        return {name: tensor.to(target) for name, tensor in tensors.items()}
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        started = perf_counter()
+        try:
+            yield
+        finally:
+            self._ms[stage] += (perf_counter() - started) * 1e3
+
+
+def _adjacent(records: Sequence[Record]) -> bool:
+    first = records[0]
+    return bool(first.shape) and all(
+        (after.shard, after.offset_bytes, after.dtype, after.shape[1:], len(after.shape))
+        == (
+            before.shard,
+            before.offset_bytes + before.size_bytes,
+            first.dtype,
+            first.shape[1:],
+            len(first.shape),
+        )
+        for before, after in pairwise(records)
+    )
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Open a safetensors file, or a directory with one or with shards; reads headers only."""
+    return Checkpoint(path)
+
+
+def load_file(
+    path: str | os.PathLike[str], device: str | torch.device = "cpu"
+) -> dict[str, torch.Tensor]:
+    """Load all tensors, as `safetensors.torch.load_file` does, but as views of a mapping."""
+    with open_checkpoint(path) as checkpoint:
+        return checkpoint.load(device)

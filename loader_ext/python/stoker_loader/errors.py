@@ -1,0 +1,348 @@
+"""Everything that this package raises, as one tree.
+
+    LoaderError
+    ├── StorageError                    a system call failed (errno is set)
+    ├── CheckpointNotFoundError         nothing at the path
+    ├── RefusedError                    there, and not to be opened
+    │   ├── NoSafetensorsError  PickleRefusedError  SymlinkRefusedError  FileNameError
+    ├── HeaderError                     a rule of the safetensors format is broken
+    │   ├── FileTooShortError  HeaderTooLongError  HeaderTruncatedError  HeaderEncodingError
+    │   ├── HeaderStartError  HeaderJsonError  DuplicateNameError  MetadataError
+    │   ├── UnknownDtypeError  BadShapeError  SizeOverflowError  SizeMismatchError
+    │   └── BadOffsetError  OffsetsReversedError  DataTruncatedError  OverlapError  HoleError
+    │       TrailingBytesError
+    ├── ShardError                      the files of a sharded checkpoint contradict each other
+    │   └── IndexInvalidError  ShardMissingError  IndexMismatchError  ShardDuplicateError
+    ├── IntegrityError                  bytes are not what a digest says
+    │   ├── ChunkMismatchError  LengthMismatchError  FileMissingError  FileUnexpectedError
+    │   └── RootMismatchError  FileChangedError
+    ├── RequestError                    what was asked for cannot be
+    │   ├── ResidencyHiddenError  DigestInvalidError  DestinationExistsError
+    │   ├── CheckpointClosedError  UnknownTensorError  UnsupportedDtypeError
+    │   └── ModuleMismatchError
+    └── LoadCancelledError              the work was stopped from outside
+
+Every leaf has a stable `code`, and each error of the native core is exactly one leaf.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class LoaderError(Exception):
+    """Base of the tree. `file`, `tensor` and `offset` (a byte of the file) where they are known."""
+
+    code: ClassVar[str] = "loader_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        file: str | None = None,
+        tensor: str | None = None,
+        offset: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.file = file
+        self.tensor = tensor
+        self.offset = offset
+
+
+class StorageError(LoaderError):
+    """A system call failed; `errno` says how."""
+
+    code = "io_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        file: str | None = None,
+        tensor: str | None = None,
+        offset: int | None = None,
+        errno: int | None = None,
+    ) -> None:
+        super().__init__(message, file=file, tensor=tensor, offset=offset)
+        self.errno = errno
+
+
+class CheckpointNotFoundError(LoaderError):
+    """There is nothing at the path."""
+
+    code = "checkpoint_not_found"
+
+
+class RefusedError(LoaderError):
+    """What is at the path is not opened."""
+
+
+class NoSafetensorsError(RefusedError):
+    """The directory holds no `.safetensors` file."""
+
+    code = "no_safetensors"
+
+
+class PickleRefusedError(RefusedError):
+    """The weights are pickles, which can run code when they are read."""
+
+    code = "pickle_refused"
+
+
+class SymlinkRefusedError(RefusedError):
+    """A symbolic link stands where its target's bytes would have to be trusted."""
+
+    code = "symlink_refused"
+
+
+class FileNameError(RefusedError):
+    """A file name is not UTF-8."""
+
+    code = "name_not_utf8"
+
+
+class HeaderError(LoaderError):
+    """A file breaks a rule of the safetensors format."""
+
+
+class FileTooShortError(HeaderError):
+    """The file is shorter than the 8 bytes of the header's length."""
+
+    code = "file_too_short"
+
+
+class HeaderTooLongError(HeaderError):
+    """The header claims more bytes than the format allows."""
+
+    code = "header_too_long"
+
+
+class HeaderTruncatedError(HeaderError):
+    """The header reaches behind the file's end."""
+
+    code = "header_truncated"
+
+
+class HeaderEncodingError(HeaderError):
+    """The header is not UTF-8."""
+
+    code = "header_not_utf8"
+
+
+class HeaderStartError(HeaderError):
+    """The header does not begin with `{`."""
+
+    code = "header_start"
+
+
+class HeaderJsonError(HeaderError):
+    """The header is not the JSON that the format asks for."""
+
+    code = "header_json"
+
+
+class DuplicateNameError(HeaderError):
+    """A name appears twice in the header."""
+
+    code = "duplicate_name"
+
+
+class MetadataError(HeaderError):
+    """`__metadata__` is not a map of strings to strings."""
+
+    code = "metadata_not_string"
+
+
+class UnknownDtypeError(HeaderError):
+    """The dtype is none of the format's."""
+
+    code = "unknown_dtype"
+
+
+class BadShapeError(HeaderError):
+    """A dimension is negative, a fraction or beyond 64 bits."""
+
+    code = "bad_shape"
+
+
+class SizeOverflowError(HeaderError):
+    """Shape times dtype is beyond 64 bits, or not a whole number of bytes."""
+
+    code = "size_overflow"
+
+
+class SizeMismatchError(HeaderError):
+    """Shape times dtype is not the length of the tensor's bytes."""
+
+    code = "size_mismatch"
+
+
+class BadOffsetError(HeaderError):
+    """An offset is negative, a fraction or beyond 64 bits."""
+
+    code = "bad_offset"
+
+
+class OffsetsReversedError(HeaderError):
+    """A tensor ends before it begins."""
+
+    code = "offsets_reversed"
+
+
+class DataTruncatedError(HeaderError):
+    """A tensor reaches behind the file's end."""
+
+    code = "data_truncated"
+
+
+class OverlapError(HeaderError):
+    """Two tensors share bytes."""
+
+    code = "overlap"
+
+
+class HoleError(HeaderError):
+    """Bytes before a tensor belong to no tensor."""
+
+    code = "hole"
+
+
+class TrailingBytesError(HeaderError):
+    """Bytes behind the last tensor belong to no tensor."""
+
+    code = "trailing_bytes"
+
+
+class ShardError(LoaderError):
+    """The files of a sharded checkpoint contradict each other."""
+
+
+class IndexInvalidError(ShardError):
+    """The index of a sharded checkpoint is not the JSON it should be."""
+
+    code = "index_invalid"
+
+
+class ShardMissingError(ShardError):
+    """The index names a shard that is not there."""
+
+    code = "shard_missing"
+
+
+class IndexMismatchError(ShardError):
+    """The index and a shard disagree about where a tensor is."""
+
+    code = "index_mismatch"
+
+
+class ShardDuplicateError(ShardError):
+    """Two shards hold a tensor of the same name."""
+
+    code = "shard_duplicate"
+
+
+class IntegrityError(LoaderError):
+    """Bytes are not what they were when they were checked."""
+
+
+class FileChangedError(IntegrityError):
+    """The file's length changed after it was opened."""
+
+    code = "file_changed"
+
+
+class ChunkMismatchError(IntegrityError):
+    """A file's bytes are not those that the digest was made of."""
+
+    code = "chunk_mismatch"
+
+
+class LengthMismatchError(IntegrityError):
+    """A file's length is not the one in the digest."""
+
+    code = "length_mismatch"
+
+
+class FileMissingError(IntegrityError):
+    """A file that the digest names is missing."""
+
+    code = "file_missing"
+
+
+class FileUnexpectedError(IntegrityError):
+    """A file that the digest does not name is there."""
+
+    code = "file_unexpected"
+
+
+class RootMismatchError(IntegrityError):
+    """The root digest differs."""
+
+    code = "root_mismatch"
+
+
+class RequestError(LoaderError):
+    """What was asked for cannot be done."""
+
+
+class ResidencyHiddenError(RequestError):
+    """The kernel does not tell this user what is resident."""
+
+    code = "residency_hidden"
+
+
+class DigestInvalidError(RequestError):
+    """What should be a digest is none."""
+
+    code = "digest_invalid"
+
+
+class DestinationExistsError(RequestError):
+    """The destination of a layout exists already."""
+
+    code = "destination_exists"
+
+
+class CheckpointClosedError(RequestError):
+    """The checkpoint was closed; tensors that it gave out live on."""
+
+    code = "checkpoint_closed"
+
+
+class UnknownTensorError(RequestError):
+    """The checkpoint has no tensor of this name."""
+
+    code = "unknown_tensor"
+
+
+class UnsupportedDtypeError(RequestError):
+    """The installed PyTorch has no dtype for this tensor."""
+
+    code = "unsupported_dtype"
+
+
+class ModuleMismatchError(RequestError):
+    """A checkpoint and a module do not fit; the three tuples name every tensor that does not."""
+
+    code = "module_mismatch"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        file: str | None = None,
+        missing: tuple[str, ...] = (),
+        unexpected: tuple[str, ...] = (),
+        mismatched: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(message, file=file)
+        self.missing = missing
+        self.unexpected = unexpected
+        self.mismatched = mismatched
+
+
+class LoadCancelledError(LoaderError):
+    """The work was stopped from outside."""
+
+    code = "cancelled"

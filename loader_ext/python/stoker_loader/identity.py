@@ -1,0 +1,57 @@
+"""A checkpoint's identity: digests of its chunks, and one root over them (see the README)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from stoker_loader import _native
+from stoker_loader.page_cache import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class FileDigest:
+    """One file: its name below the root, its length, XXH3-128 of each 8 MiB as 32 hex digits."""
+
+    name: str
+    size_bytes: int
+    chunks: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """`root` ("blake3:" and 64 hex digits) is the identity; `files`, by name, are what it is of."""
+
+    root: str
+    files: tuple[FileDigest, ...]
+
+
+def digest(path: str | os.PathLike[str], progress: Progress | None = None) -> Digest:
+    """Digest a file, or every regular file under a directory.
+
+    A single file's name is no part of its identity. Raises CheckpointNotFoundError,
+    SymlinkRefusedError, FileChangedError, StorageError.
+    """
+    return digest_from_native(_native.digest(path, progress))
+
+
+def verify(
+    path: str | os.PathLike[str], expected: Digest | str, progress: Progress | None = None
+) -> None:
+    """Return only if the bytes at `path` are those that `expected` (a Digest or its root) is of.
+
+    With a Digest the error names the file and the first corrupt chunk: FileMissingError,
+    FileUnexpectedError, LengthMismatchError, ChunkMismatchError; with a root it is
+    RootMismatchError. Also raises DigestInvalidError and what `digest` raises.
+    """
+    if isinstance(expected, str):
+        _native.verify_root(path, expected, progress)
+        return
+    files = [(file.name, file.size_bytes, list(file.chunks)) for file in expected.files]
+    _native.verify(path, (expected.root, files), progress)
+
+
+def digest_from_native(native: tuple[str, list[tuple[str, int, list[str]]]]) -> Digest:
+    """The core's tuples as values."""
+    root, files = native
+    return Digest(root, tuple(FileDigest(name, size, tuple(c)) for name, size, c in files))

@@ -1,0 +1,60 @@
+"""What is known of a tensor and of a load, as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Tier = Literal["ssd", "dram"]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor as its file's header describes it.
+
+    `dtype` is the format's name ("BF16"), `offset_bytes` counts from the beginning of `file`,
+    which is a name in the checkpoint's directory.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset_bytes: int
+    size_bytes: int
+    file: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadStats:
+    """What a load has cost so far; stages that have not run are 0.
+
+    `resident_bytes_before` is what `mincore` found in the page cache before anything was
+    populated; it is 0 with `residency_known` false where the kernel does not tell this user
+    (neither owner nor writer of the files). Those bytes came from tier `dram`, the rest from
+    `ssd`; `tier` is the one that more bytes came from. `residency_ms` is the time that asking
+    took. `copied_bytes` are those of tensors that could not be views: misaligned, or moved to
+    another device.
+    """
+
+    checkpoint_bytes: int
+    resident_bytes_before: int
+    residency_known: bool
+    tier: Tier
+    bytes_by_tier: Mapping[Tier, int]
+    open_ms: float
+    residency_ms: float
+    map_ms: float
+    populate_ms: float
+    attach_ms: float
+    copied_bytes: int
+
+
+def split_by_tier(checkpoint_bytes: int, resident_bytes: int) -> dict[Tier, int]:
+    """How many bytes come from the page cache and how many from below it."""
+    return {"dram": resident_bytes, "ssd": checkpoint_bytes - resident_bytes}
+
+
+def dominating_tier(bytes_by_tier: Mapping[Tier, int]) -> Tier:
+    """The tier that more bytes come from; the slower one at a tie."""
+    return "dram" if bytes_by_tier["dram"] > bytes_by_tier["ssd"] else "ssd"
