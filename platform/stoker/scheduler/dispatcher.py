@@ -48,6 +48,7 @@ from stoker.scheduler.lease import InstanceStatus, Lease, ScaleStatus
 from stoker.scheduler.logs import FunctionLogs
 from stoker.scheduler.nodes import NodeDirectory, Snapshot
 from stoker.scheduler.policy import decide
+from stoker.scheduler.pulse import Pulse
 from stoker.scheduler.timeline import lease_phases
 from stoker.scheduler.view import Instance, Pool, View
 
@@ -89,7 +90,7 @@ class Dispatcher:
         self._starts: dict[InstanceId, asyncio.Task[None]] = {}  # not yet acknowledged
         self._tickets = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
-        self._changed: asyncio.Future[None] | None = None
+        self._changed = Pulse()
         self._closed = False
 
     @property
@@ -191,9 +192,7 @@ class Dispatcher:
         finally:
             self._handling = False
         self._arm_timer()
-        if self._changed is not None:
-            self._changed.set_result(None)
-            self._changed = None
+        self._changed.beat()
 
     def _handle_one(self, event: Event) -> None:
         now = self._clock()
@@ -350,11 +349,9 @@ class Dispatcher:
 
     async def _until_changed(self, timeout_s: float) -> bool:
         """Waits for the next event; False when the time is up."""
-        if self._changed is None:
-            self._changed = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(timeout_s):
-                await asyncio.shield(self._changed)
+                await self._changed.wait()
         except TimeoutError:
             return False
         return True

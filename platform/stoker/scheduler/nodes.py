@@ -15,6 +15,7 @@ from stoker.node.client import NodeClient
 from stoker.node.registration import PREFIX, Registration
 from stoker.node.wire import AgentEvent, Exited, NodeState, Running, Started
 from stoker.scheduler.events import Event, InstanceExited, InstanceReady, NodeChanged, NodeLeft
+from stoker.scheduler.pulse import Pulse
 from stoker.scheduler.view import Span
 from stoker.store.base import Compacted, Store
 
@@ -56,6 +57,7 @@ class NodeDirectory:
         self._links: dict[NodeId, NodeLink] = {}
         self._states: dict[NodeId, NodeState] = {}
         self._events: asyncio.Queue[Event | Snapshot] = asyncio.Queue(BACKLOG)
+        self._changed = Pulse()
 
     def client(self, node: NodeId) -> NodeClient:
         """Raises NoCapacity when the node has gone."""
@@ -67,6 +69,11 @@ class NodeDirectory:
     def states(self) -> tuple[NodeState, ...]:
         """What each node said last."""
         return tuple(self._states.values())
+
+    async def warm(self) -> None:
+        """Returns when there is a node and every node's warm pool is full."""
+        while not self._states or not all(map(_is_warm, self._states.values())):
+            await self._changed.wait()
 
     async def events(self) -> AsyncIterator[Event | Snapshot]:
         """Yields what happens on any node, until cancelled."""
@@ -138,6 +145,7 @@ class NodeDirectory:
         match event:
             case NodeState():
                 self._states[node] = event
+                self._changed.beat()
                 await self._events.put(
                     NodeChanged(node, event.memory_bytes, event.blank_workers, event.resident_bytes)
                 )
@@ -161,6 +169,10 @@ class NodeDirectory:
                         event.function, event.instance_id, _cause(event), event.permanent
                     )
                 )
+
+
+def _is_warm(state: NodeState) -> bool:
+    return state.blank_workers >= state.warm_pool_size and not state.starting_workers
 
 
 def _cause(event: Exited) -> StokerError | None:

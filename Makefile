@@ -1,0 +1,81 @@
+# Each target is one line of what the README says; every one does its own set-up.
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.PHONY: demo up test check lint types imports native unit-test models bench bench-quick clean help
+
+PYTHON ?= python3
+BIN := .venv/bin
+# Optional: a folder with wheels that are preferred over the index, such as a CPU build of torch.
+WHEELS ?= ../shared/wheels
+MODELS ?= $(CURDIR)/.cache/models
+LOADER_SOURCES := $(shell find loader_ext -path loader_ext/target -prune -o -type f \
+	\( -name '*.rs' -o -name 'Cargo.*' -o -name 'pyproject.toml' \) -print)
+UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
+
+export UV_FIND_LINKS := $(wildcard $(WHEELS))
+export STOKER_MODELS := $(MODELS)
+export HF_HUB_OFFLINE := 1
+
+help:  ## what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: .venv/ready models  ## deploy a language model, start it from nothing twice, compare
+	$(BIN)/python scripts/demo.py
+
+up: .venv/ready models  ## run the platform until Ctrl-C
+	$(BIN)/stoker up
+
+test: check models  ## linters, types and every test
+	cd loader_ext && cargo test --quiet --workspace
+	$(BIN)/python -m pytest -q
+
+check: lint types imports native  ## linters and types only
+
+lint: .venv/ready
+	$(BIN)/ruff format --quiet --check .
+	$(BIN)/ruff check --quiet .
+
+types: .venv/ready
+	$(BIN)/mypy
+
+imports: .venv/ready
+	$(BIN)/lint-imports --no-logo
+
+native: .venv/ready
+	cd loader_ext && cargo fmt --check && cargo clippy --quiet --workspace --all-targets -- -D warnings
+
+bench: .venv/ready models  ## every figure of docs/benchmarks.md, measured here (about 15 minutes)
+	$(BIN)/python scripts/bench.py
+
+bench-quick: .venv/ready models  ## the same with few samples
+	$(BIN)/python scripts/bench.py --quick
+
+models: $(MODELS)/smollm2-135m-instruct/config.json $(MODELS)/all-minilm-l6-v2/config.json
+
+$(MODELS)/smollm2-135m-instruct/config.json: | .venv/ready
+	$(BIN)/python scripts/fetch_smollm2.py $(@D)
+
+$(MODELS)/all-minilm-l6-v2/config.json: | .venv/ready
+	$(BIN)/python scripts/fetch_minilm.py $(@D)
+
+.venv/ready: .venv/dependencies .venv/loader
+	@touch $@
+
+# The loader first: the other two distributions depend on it and no index has it.
+.venv/loader: $(LOADER_SOURCES) | .venv/bin/maturin
+	cd loader_ext && VIRTUAL_ENV=$(CURDIR)/.venv ../$(BIN)/maturin develop --release --uv --quiet
+	@touch $@
+
+.venv/dependencies: pyproject.toml runtime_image/pyproject.toml constraints.txt | .venv/loader
+	$(UV) --editable '.[dev,models]' --editable 'runtime_image[serve,transformers]'
+	@touch $@
+
+.venv/bin/maturin: | .venv/bin/uv
+	$(UV) maturin
+
+.venv/bin/uv:
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
+
+clean:  ## remove what was built here; models stay
+	rm -rf .venv build loader_ext/target

@@ -1,0 +1,166 @@
+"""`stoker up`: control plane and agent of one machine, wired together and run to the end.
+
+The wiring happens here and only here. Both halves talk over the agent's socket as they would
+across a cluster; nothing is passed between them in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import orjson
+import structlog
+import uvloop
+
+from stoker.checkpoints.registry import Registry
+from stoker.config import Settings
+from stoker.domain import NodeId
+from stoker.errors import Conflict, StorageFull
+from stoker.gateway.app import create_app
+from stoker.listener import Listener, bind_tcp, bind_unix
+from stoker.node.agent import Agent
+from stoker.node.cache import LocalCache
+from stoker.node.drivers.process import ProcessDriver
+from stoker.node.registration import Registration, keep_registered
+from stoker.node.server import create_agent_app
+from stoker.scheduler.dispatcher import Dispatcher
+from stoker.scheduler.nodes import NodeDirectory
+from stoker.store.catalog import Catalog
+from stoker.store.sqlite import SQLiteStore
+from stoker.telemetry import Metrics, configure_logging
+
+log = structlog.get_logger(__name__)
+
+
+def run(settings: Settings, ready_fd: int | None = None) -> None:
+    """Serves until SIGINT or SIGTERM. Once it listens and the warm pool is full, one JSON line
+    goes to `ready_fd`.
+
+    Raises Conflict when the address or the home directory is taken, StorageFull when the home
+    directory cannot be written.
+    """
+    configure_logging(settings.log_level)
+    with _home(settings.home):
+        uvloop.run(_serve(settings, ready_fd))
+
+
+async def _serve(settings: Settings, ready_fd: int | None) -> None:
+    home = settings.home
+    bound = bind_tcp(settings.host, settings.port)
+    url = f"http://{settings.host}:{bound.getsockname()[1]}"
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopping.set)
+    async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as tasks:
+        store = await SQLiteStore.open(home / "stoker.db")
+        stack.push_async_callback(store.close)
+        catalog = Catalog(store)
+        registry = Registry(home, catalog)
+        await registry.recover()
+        directory = NodeDirectory(store, tasks)
+        dispatcher = Dispatcher(directory, tasks, clock=time.monotonic, wall_clock=time.time)
+        for function in await catalog.functions():
+            await dispatcher.deployed(await catalog.revision(function.latest))
+        following = tasks.create_task(dispatcher.run(), name="follow nodes")
+        app = create_app(
+            catalog=catalog,
+            registry=registry,
+            leasing=dispatcher,
+            nodes=directory,
+            metrics=Metrics(),
+            settings=settings,
+        )
+        gateway = Listener(app, bound, settings.drain_timeout_s)
+        serving = tasks.create_task(gateway.run_until_stopped(), name="gateway")
+        async with _agent(settings, store, registry, tasks):
+            await gateway.listening.wait()
+            log.info("listening", url=url, home=str(home))
+            announcing = tasks.create_task(_announce(directory, url, ready_fd), name="announce")
+            await stopping.wait()
+            log.info("stopping", drain_timeout_s=settings.drain_timeout_s)
+            announcing.cancel()
+            dispatcher.close()
+            gateway.stop()
+            await serving
+        following.cancel()
+
+
+@contextlib.asynccontextmanager
+async def _agent(
+    settings: Settings, store: SQLiteStore, registry: Registry, tasks: asyncio.TaskGroup
+) -> AsyncIterator[None]:
+    """Runs this machine's agent, registered under a lease, and ends all it started."""
+    run_dir, log_dir = settings.home / "run", settings.home / "logs"
+    driver = ProcessDriver(run_dir, log_dir, os.environ)
+    node_id = NodeId(os.uname().nodename)
+    agent = Agent(
+        node_id,
+        driver,
+        LocalCache(registry),
+        warm_pool=settings.warm_pool,
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        name_worker=_worker_names(),
+        tasks=tasks,
+    )
+    socket = run_dir / "agent.sock"
+    server = Listener(create_agent_app(agent), bind_unix(socket), settings.drain_timeout_s)
+    serving = tasks.create_task(server.run_until_stopped(), name="agent")
+    await server.listening.wait()
+    registration = Registration(node_id=node_id, socket=socket)
+    registered = tasks.create_task(keep_registered(store, registration), name="registration")
+    agent.open()
+    log.info("agent up", node=node_id, driver=driver.name, warm_pool=settings.warm_pool)
+    try:
+        yield
+    finally:
+        registered.cancel()
+        await asyncio.wait([registered])
+        await agent.close(settings.drain_timeout_s)
+        server.stop()
+        await serving
+
+
+async def _announce(directory: NodeDirectory, url: str, ready_fd: int | None) -> None:
+    """Says that the platform is up, once a start would find a warm worker."""
+    await directory.warm()
+    log.info("warm", url=url)
+    if ready_fd is not None:
+        os.write(ready_fd, orjson.dumps({"url": url, "warm": True}) + b"\n")
+        os.close(ready_fd)
+
+
+def _worker_names() -> Callable[[], str]:
+    return lambda: f"w-{uuid.uuid4().hex[:8]}"
+
+
+@contextlib.contextmanager
+def _home(home: Path) -> Iterator[None]:
+    """Makes the home directory, for this user only, and keeps other platforms out of it."""
+    try:
+        for folder in (home, home / "run", home / "logs", home / "checkpoints"):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = (home / "lock").open("w")
+    except OSError as error:
+        raise StorageFull(
+            f"cannot write to {home}: {error.strerror or error}; choose another with --home DIR"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Conflict(
+                f"another platform uses {home}; stop it or choose another with --home DIR"
+            ) from error
+        # Sockets of workers that died with a killed platform.
+        for stale in (home / "run").glob("*.sock"):
+            stale.unlink()
+        yield

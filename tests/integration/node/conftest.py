@@ -1,0 +1,101 @@
+"""One real agent over real worker processes, for the tests of this folder."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from stoker.domain import Digest, FunctionName, InstanceId, NodeId, RevisionId
+from stoker.errors import CheckpointNotFound
+from stoker.node.agent import Agent
+from stoker.node.drivers.process import ProcessDriver
+from stoker.node.wire import AgentEvent, NodeState, StartInstance
+from stoker_runtime.contract import EngineName
+from support.handlers import ECHO, write_handler
+
+NODE = NodeId("node-a")
+
+
+class FolderCache:
+    """A cache whose artifacts are folders that a test made."""
+
+    def __init__(self, folders: dict[Digest, Path]) -> None:
+        self._folders = folders
+
+    async def ensure(self, digest: Digest) -> Path:
+        if digest not in self._folders:
+            raise CheckpointNotFound(f"no artifact {digest}")
+        return self._folders[digest]
+
+    async def resident_bytes(self, digest: Digest) -> int:
+        return 0
+
+
+@dataclass
+class RunningAgent:
+    agent: Agent
+    events: AsyncIterator[AgentEvent]
+    folders: dict[Digest, Path]
+    root: Path
+
+    async def next(self, kind: type) -> AgentEvent:
+        """The next event of this kind; others are passed over."""
+        async for event in self.events:
+            if isinstance(event, kind):
+                return event
+        raise AssertionError(f"the agent closed before a {kind.__name__} came")
+
+    async def pool_full(self, size: int) -> None:
+        async for event in self.events:
+            if isinstance(event, NodeState) and event.blank_workers == size:
+                return
+
+    def start(self, instance_id: str, code: str = ECHO, **changes: object) -> None:
+        source = Digest(f"blake3:{instance_id}")
+        self.folders[source] = write_handler(self.root / instance_id, code)
+        self.agent.start(
+            StartInstance(
+                instance_id=InstanceId(instance_id),
+                function=FunctionName("echo"),
+                revision=RevisionId("echo-00001"),
+                source=source,
+                engine=EngineName.HANDLER,
+                handler="handler.py",
+            ).model_copy(update=changes)
+        )
+
+
+@pytest.fixture
+def run_agent(tmp_path: Path) -> Callable[..., object]:
+    @asynccontextmanager
+    async def run(warm_pool: int = 1) -> AsyncIterator[RunningAgent]:
+        run_dir, log_dir = tmp_path / "run", tmp_path / "logs"
+        run_dir.mkdir(mode=0o700)
+        log_dir.mkdir()
+        folders: dict[Digest, Path] = {}
+        counter = itertools.count()
+        async with asyncio.TaskGroup() as tasks:
+            agent = Agent(
+                NODE,
+                ProcessDriver(run_dir, log_dir, os.environ),
+                FolderCache(folders),
+                warm_pool=warm_pool,
+                memory_bytes=8 << 30,
+                name_worker=lambda: f"w{next(counter)}",
+                tasks=tasks,
+            )
+            events = agent.events()
+            running = RunningAgent(agent, events, folders, tmp_path / "functions")
+            agent.open()
+            yield running
+            await agent.close(grace_s=2)
+            await events.aclose()  # type: ignore[attr-defined]
+
+    return run
