@@ -261,8 +261,10 @@ def _events(response: httpx.Response) -> Iterator[Json]:
         if data == "[DONE]":
             return
         event = json.loads(data)
-        if isinstance(event, dict) and isinstance(event.get("error"), dict):
-            raise error_from(event)
+        match event:
+            # The request's id tells the platform's error from a value that looks like one.
+            case {"error": {"message": _, "request_id": _}}:
+                raise error_from(event)
         yield event
     raise InstanceLost("the stream ended before its [DONE]")
 

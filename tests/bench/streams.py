@@ -1,0 +1,141 @@
+"""Streams read with the least of a client, the same for the platform, a relay and a socket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+Body = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """When text came, in seconds since the request was sent."""
+
+    first_s: float
+    last_s: float
+    end_s: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How a stream says text, and how many tokens it was, in each of its lines."""
+
+    path: str
+    text: Callable[[bytes], str]
+    tokens: Callable[[bytes], int | None]
+
+
+def _sse(line: bytes) -> Any:
+    if not line.startswith(b"data: {"):
+        return {}
+    event = json.loads(line[6:])
+    if "error" in event:
+        raise RuntimeError(f"the stream broke: {event['error']}")
+    return event
+
+
+def _sse_text(line: bytes) -> str:
+    return "".join(c["delta"].get("content") or "" for c in _sse(line).get("choices", ()))
+
+
+def _sse_tokens(line: bytes) -> int | None:
+    return (_sse(line).get("usage") or {}).get("completion_tokens")
+
+
+def _frame(line: bytes) -> Any:
+    frame = json.loads(line)
+    if frame["kind"] == "error":
+        raise RuntimeError(f"the stream broke: {frame['error']}")
+    return frame
+
+
+def _frame_text(line: bytes) -> str:
+    return str(_frame(line).get("text", ""))
+
+
+def _frame_tokens(line: bytes) -> int | None:
+    tokens: int | None = _frame(line).get("completion_tokens")
+    return tokens
+
+
+OPENAI = Dialect("/v1/chat/completions", _sse_text, _sse_tokens)
+SOCKET = Dialect("/generate", _frame_text, _frame_tokens)
+
+
+class _Reader:
+    """Notes times while chunks come; lines may be cut anywhere."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
+        self._pending = b""
+        self._began = time.perf_counter()
+        self._first_s: float | None = None
+        self._last_s = 0.0
+        self._tokens: int | None = None
+
+    def feed(self, chunk: bytes) -> None:
+        now_s = time.perf_counter() - self._began
+        *lines, self._pending = (self._pending + chunk).split(b"\n")
+        for line in filter(None, lines):
+            if self._dialect.text(line):
+                self._first_s = now_s if self._first_s is None else self._first_s
+                self._last_s = now_s
+            self._tokens = self._dialect.tokens(line) or self._tokens
+
+    def done(self) -> Streamed:
+        assert self._first_s is not None, "the stream held no text"
+        assert self._tokens is not None, "the stream did not count its tokens"
+        end_s = time.perf_counter() - self._began
+        return Streamed(self._first_s, self._last_s, end_s, self._tokens)
+
+
+def stream(client: httpx.Client, dialect: Dialect, body: Body) -> Streamed:
+    """One request, read to its end."""
+    reader = _Reader(dialect)
+    with client.stream("POST", dialect.path, json=body) as response:
+        _check(response.status_code, dialect)
+        for chunk in response.iter_raw():
+            reader.feed(chunk)
+    return reader.done()
+
+
+async def streams_at_once(url: str, dialect: Dialect, bodies: list[Body]) -> list[Streamed]:
+    """All requests at once, each on a connection of its own."""
+
+    async def one(body: Body) -> Streamed:
+        reader = _Reader(dialect)
+        async with client.stream("POST", dialect.path, json=body) as response:
+            _check(response.status_code, dialect)
+            async for chunk in response.aiter_raw():
+                reader.feed(chunk)
+        return reader.done()
+
+    async with httpx.AsyncClient(base_url=url, timeout=None, trust_env=False) as client:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(body)) for body in bodies]
+        return [task.result() for task in tasks]
+
+
+def _check(status: int, dialect: Dialect) -> None:
+    if status != httpx.codes.OK:
+        raise RuntimeError(f"{dialect.path} answered HTTP {status}")
+
+
+def socket_body(messages: list[dict[str, str]], **sampling: object) -> Iterator[Body]:
+    """Requests of the runtime's contract for these messages, each with an id of its own."""
+    number = 0
+    while True:
+        number += 1
+        yield {
+            "request_id": f"bench-{number}",
+            "messages": messages,
+            "sampling": {"temperature": 0, **sampling},
+        }
