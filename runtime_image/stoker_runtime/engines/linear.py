@@ -1,0 +1,62 @@
+"""Matrix products with 16-bit weights on processors that have no 16-bit arithmetic.
+
+Without AVX512-BF16 or AMX a bfloat16 product of several rows is emulated and runs several
+times slower than the float32 one. Widening the weights tile by tile, so that each tile is used
+while it is still in the second-level cache, gives the float32 speed without a float32 copy of
+the weights. Both accumulate in float32 and round once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Linear: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+TILE_ELEMENTS = 288 * 1024  # 1.1 MiB of float32: half of what two cores' L2 hold
+NATIVE_ROWS = 2  # up to here reading the weights once is all that matters
+
+
+def linear_for(dtype: torch.dtype) -> Linear:
+    """The fastest `linear(x, weight, bias)` for weights of `dtype` on this processor."""
+    if dtype is torch.float32 or _has_arithmetic(dtype):
+        return functional.linear
+    return WideningLinear()
+
+
+def _has_arithmetic(dtype: torch.dtype) -> bool:
+    has = torch.cpu.get_capabilities()
+    if has.get("architecture") != "x86_64":
+        return True
+    wanted = "bf16" if dtype is torch.bfloat16 else "fp16"
+    return bool(has.get(f"avx512_{wanted}") or has.get(f"amx_{wanted}"))
+
+
+class WideningLinear:
+    """`functional.linear` through a float32 tile that is reused; for one thread."""
+
+    def __init__(self) -> None:
+        self._tile = torch.empty(0)
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x `[rows, inputs]`, weight `[outputs, inputs]` -> `[rows, outputs]` of x's dtype."""
+        if x.shape[0] <= NATIVE_ROWS:
+            return functional.linear(x, weight, bias)
+        outputs, inputs = weight.shape
+        tile_rows = min(outputs, max(1, TILE_ELEMENTS // inputs))
+        if self._tile.numel() < tile_rows * inputs:
+            self._tile = torch.empty(tile_rows * inputs)
+        wide = x.float()
+        out = torch.empty((x.shape[0], outputs))
+        for start in range(0, outputs, tile_rows):
+            piece = weight[start : start + tile_rows]
+            tile = self._tile[: piece.numel()].view_as(piece)
+            tile.copy_(piece)
+            torch.mm(wide, tile.t(), out=out[:, start : start + tile_rows])
+        if bias is not None:
+            out += bias
+        return out.to(x.dtype)
