@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import TypeVar
 
+import orjson
 from pydantic import BaseModel, ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -14,12 +15,16 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from stoker_runtime.contract import (
+    EmbedRequest,
+    ErrorFrame,
     FailedEvent,
+    GenerateRequest,
     InvokeFailed,
     InvokeRequest,
     LoadRequest,
     Message,
 )
+from stoker_runtime.engines.embedding import EmbeddingEngine
 from stoker_runtime.engines.handler import HandlerEngine
 from stoker_runtime.errors import (
     EngineFailed,
@@ -28,6 +33,7 @@ from stoker_runtime.errors import (
     RuntimeFault,
     UnknownRoute,
 )
+from stoker_runtime.generation import GenerationLoop
 from stoker_runtime.instance import Instance
 from stoker_runtime.streaming import Lines, LineStream, line_of
 
@@ -49,12 +55,31 @@ def build_app(instance: Instance) -> Starlette:
         lines = _counted(instance, engine.invoke(message))
         return LineStream(lines, lambda fault: InvokeFailed(error=fault.error))
 
+    async def generate(request: Request) -> LineStream:
+        message = await _read(request, GenerateRequest)
+        frames = instance.serving(GenerationLoop).stream(message)
+        return LineStream(
+            _counted(instance, _lines(frames)),
+            lambda fault: ErrorFrame(epoch=message.epoch, error=fault.error),
+        )
+
+    async def embed(request: Request) -> LineStream:
+        message = await _read(request, EmbedRequest)
+        engine = instance.serving(EmbeddingEngine)
+        return LineStream(
+            _counted(instance, _vectors(engine, message)),
+            lambda fault: fault.error,
+            media_type="application/json",
+        )
+
     async def status(_request: Request) -> Response:
         return _answer(instance.status())
 
     return Starlette(
         routes=[
             Route("/load", load, methods=["POST"]),
+            Route("/generate", generate, methods=["POST"]),
+            Route("/embed", embed, methods=["POST"]),
             Route("/invoke", invoke, methods=["POST"]),
             Route("/status", status, methods=["GET"]),
         ],
@@ -102,9 +127,17 @@ def _invalid(error: ValidationError) -> InvalidRequest:
     return InvalidRequest(message, code=code, param=where or None)
 
 
-async def _lines(messages: AsyncIterator[Message]) -> Lines:
-    async for message in messages:
-        yield line_of(message)
+async def _lines(messages: AsyncGenerator[Message, None]) -> Lines:
+    async with aclosing(messages):
+        async for message in messages:
+            yield line_of(message)
+
+
+async def _vectors(engine: EmbeddingEngine, request: EmbedRequest) -> Lines:
+    """An `EmbedResponse` in one piece; float32 is written with the digits that it has."""
+    embedded = await engine.embed(request)
+    response = {"embeddings": embedded.vectors, "prompt_tokens": embedded.prompt_tokens}
+    yield orjson.dumps(response, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 async def _counted(instance: Instance, lines: Lines) -> Lines:

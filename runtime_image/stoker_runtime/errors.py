@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 from stoker_runtime.contract import WorkerError
 
 
-class RuntimeFault(Exception):  # noqa: N818  a fault is what the tree is made of
+class RuntimeFault(Exception):
     """An operating error with words a user can act on."""
 
     status: ClassVar[int] = 500

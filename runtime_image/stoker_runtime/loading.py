@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
 import os
 import re
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 import torch
 
+from stoker_loader import LoadStats
 from stoker_runtime.contract import (
     EngineName,
     LoadRequest,
@@ -19,16 +22,21 @@ from stoker_runtime.contract import (
     ReadyEvent,
     Tier,
 )
+from stoker_runtime.engines.embedding import EmbeddingEngine, open_encoder
 from stoker_runtime.engines.handler import HandlerEngine
 from stoker_runtime.engines.handler_context import HandlerContext
-from stoker_runtime.errors import CheckpointRejected, InvalidRequest
+from stoker_runtime.errors import InvalidRequest
+from stoker_runtime.generation import GenerationLoop
+from stoker_runtime.models import load_text_model
+from stoker_runtime.weights import read_json
 
 EMBEDDING_ARCHITECTURES = frozenset(
     {"BertModel", "RobertaModel", "XLMRobertaModel", "MPNetModel", "DistilBertModel"}
 )
 
+T = TypeVar("T")
 Report: TypeAlias = Callable[[PhaseEvent], None]
-Served: TypeAlias = HandlerEngine
+Served: TypeAlias = GenerationLoop | EmbeddingEngine | HandlerEngine
 
 
 class PhaseClock:
@@ -72,7 +80,9 @@ async def load(request: LoadRequest, report: Report) -> tuple[Served, ReadyEvent
     engine = choose_engine(request)
     if engine is EngineName.HANDLER:
         return await _load_handler(request, report)
-    raise InvalidRequest(f"engine {engine} is not there yet")
+    if engine is EngineName.EMBEDDING:
+        return await _load_embedding(request, report)
+    return await _load_text(request, engine, report)
 
 
 def choose_engine(request: LoadRequest) -> EngineName:
@@ -81,7 +91,7 @@ def choose_engine(request: LoadRequest) -> EngineName:
         return request.engine
     if request.handler is not None:
         return EngineName.HANDLER
-    architectures = _architectures(_checkpoint(request))
+    architectures = read_json(_checkpoint(request) / "config.json").get("architectures") or ()
     if any(name in EMBEDDING_ARCHITECTURES for name in architectures):
         return EngineName.EMBEDDING
     return EngineName.AUTO
@@ -109,12 +119,70 @@ async def _load_handler(request: LoadRequest, report: Report) -> tuple[Served, R
     report(
         clock.end(
             "init",
-            tier=Tier(loaded.tier) if loaded.tier else None,
+            tier=loaded.tier,
             read_bytes=loaded.bytes,
             details={"tensors_ms": loaded.load_ms} if loaded.load_ms else None,
         )
     )
     return engine, ReadyEvent(engine=engine.name, slots=request.args.max_batch)
+
+
+async def _load_text(
+    request: LoadRequest, engine: EngineName, report: Report
+) -> tuple[Served, ReadyEvent]:
+    event_loop = asyncio.get_running_loop()
+
+    def ended(
+        name: Literal["load", "init"],
+        duration_ms: float,
+        tier: Tier | None,
+        read_bytes: int,
+        details: Mapping[str, float],
+    ) -> None:
+        event = PhaseEvent(
+            name=name, duration_ms=duration_ms, tier=tier, bytes=read_bytes, details=dict(details)
+        )
+        event_loop.call_soon_threadsafe(report, event)
+
+    model = await _in_thread(
+        partial(load_text_model, _checkpoint(request), engine, request.args, ended)
+    )
+    model.loop.start()
+    return model.loop, model.ready
+
+
+async def _load_embedding(request: LoadRequest, report: Report) -> tuple[Served, ReadyEvent]:
+    clock = PhaseClock()
+    opened = await _in_thread(partial(open_encoder, _checkpoint(request)))
+    stats = opened.stats
+    report(
+        clock.end(
+            "load",
+            tier=Tier(stats.tier) if stats else None,
+            read_bytes=stats.checkpoint_bytes if stats else 0,
+            details=_parts(stats) if stats else None,
+        )
+    )
+    engine = EmbeddingEngine(opened, request.args.max_model_len)
+    await engine.warm_up()
+    report(clock.end("init"))
+    ready = ReadyEvent(
+        engine=engine.name,
+        context_tokens=engine.max_tokens,
+        slots=1,
+        facts={"dimensions": engine.dimensions},
+    )
+    return engine, ready
+
+
+def _parts(stats: LoadStats) -> dict[str, float]:
+    return {
+        "open_ms": stats.open_ms,
+        "residency_ms": stats.residency_ms,
+        "map_ms": stats.map_ms,
+        "populate_ms": stats.populate_ms,
+        "attach_ms": stats.attach_ms,
+    }
 
 
 def _checkpoint(request: LoadRequest) -> Path:
@@ -126,19 +194,10 @@ def _checkpoint(request: LoadRequest) -> Path:
     return Path(request.checkpoint_path)
 
 
-def _architectures(checkpoint: Path) -> list[str]:
-    path = checkpoint / "config.json"
+async def _in_thread(work: Callable[[], T]) -> T:
+    """Runs blocking work beside the event loop, in a thread that no shutdown waits for."""
+    thread = ThreadPoolExecutor(1, thread_name_prefix="load")
     try:
-        config = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise CheckpointRejected(
-            f"{checkpoint.name} has no config.json, so no engine can be chosen; "
-            "name one in `runtime.engine`",
-            code="checkpoint_incomplete",
-        ) from error
-    except ValueError as error:
-        raise CheckpointRejected(
-            f"config.json of {checkpoint.name} is not JSON: {error}", code="checkpoint_corrupt"
-        ) from error
-    names = config.get("architectures") if isinstance(config, dict) else None
-    return [str(name) for name in names or ()]
+        return await asyncio.get_running_loop().run_in_executor(thread, work)
+    finally:
+        thread.shutdown(wait=False)

@@ -10,7 +10,7 @@ from contextlib import aclosing
 from starlette.types import Receive, Scope, Send
 
 from stoker_runtime.contract import STREAM_MEDIA_TYPE, Message
-from stoker_runtime.errors import EngineFailed, RuntimeFault
+from stoker_runtime.errors import EngineFailed, Overloaded, RuntimeFault
 
 MAX_BUFFERED_LINES = 256  # lines made but not yet written; then the maker waits
 MAX_BATCH_BYTES = 256 * 1024  # one write
@@ -30,17 +30,36 @@ class LineStream:
     """An ASGI response that streams lines until their maker ends or the client leaves.
 
     The status line waits for the first line, so that a fault which comes instead is still an
-    HTTP error. A later fault becomes the stream's last line through `last_words`.
+    HTTP error. A later fault becomes the stream's last line through `last_words`, and so does
+    being cancelled from outside, which is what a drain does at its deadline.
 
     Raises:
         RuntimeFault: the maker raised it before its first line.
     """
 
-    def __init__(self, lines: Lines, last_words: Callable[[RuntimeFault], Message]) -> None:
+    def __init__(
+        self,
+        lines: Lines,
+        last_words: Callable[[RuntimeFault], Message],
+        media_type: str = STREAM_MEDIA_TYPE,
+    ) -> None:
         self._lines = lines
         self._last_words = last_words
+        self._media_type = media_type
+        self._started = False
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            fault = await self._stream(receive, send)
+        except asyncio.CancelledError:  # the drain's deadline has passed
+            fault = Overloaded("this worker has stopped; ask again", code="worker_stopped")
+            if self._started:
+                await self._send(send, line_of(self._last_words(fault)), more=False)
+                return
+        if fault is not None:
+            raise fault
+
+    async def _stream(self, receive: Receive, send: Send) -> RuntimeFault | None:
         made: asyncio.Queue[bytes | RuntimeFault | None] = asyncio.Queue(MAX_BUFFERED_LINES)
         fault: RuntimeFault | None = None
         try:
@@ -51,8 +70,7 @@ class LineStream:
                 watch.cancel()
         except* _ClientLeft:
             LOG.info("client left")
-        if fault is not None:
-            raise fault
+        return fault
 
     async def _make(self, made: asyncio.Queue[bytes | RuntimeFault | None]) -> None:
         try:
@@ -70,7 +88,6 @@ class LineStream:
         self, made: asyncio.Queue[bytes | RuntimeFault | None], send: Send
     ) -> RuntimeFault | None:
         """Writes until the end; returns the fault that came instead of the first line."""
-        started = False
         ended = False
         while not ended:
             item = await made.get()
@@ -80,28 +97,25 @@ class LineStream:
                     ended = True
                     break
                 if isinstance(item, RuntimeFault):
-                    if not started and not batch:
+                    if not self._started and not batch:
                         return item
                     item = line_of(self._last_words(item))
                 batch += item
                 if made.empty() or len(batch) >= MAX_BATCH_BYTES:
                     break
                 item = made.get_nowait()
-            if not started:
-                await send(_START)
-                started = True
-            await send({"type": "http.response.body", "body": bytes(batch), "more_body": not ended})
+            await self._send(send, bytes(batch), more=not ended)
         return None
 
+    async def _send(self, send: Send, body: bytes, *, more: bool) -> None:
+        if not self._started:
+            self._started = True
+            headers = [(b"content-type", self._media_type.encode())]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body, "more_body": more})
 
-_START = {
-    "type": "http.response.start",
-    "status": 200,
-    "headers": [(b"content-type", STREAM_MEDIA_TYPE.encode())],
-}
 
-
-class _ClientLeft(Exception):  # noqa: N818  not an error: it cancels the stream's task group
+class _ClientLeft(Exception):
     pass
 
 

@@ -10,16 +10,25 @@ from typing import Any
 
 import torch
 
-from stoker_runtime.errors import HandlerSetupFailed
+import stoker_loader
+from stoker_runtime.contract import Tier
+from stoker_runtime.errors import CheckpointRejected, HandlerSetupFailed
 
 
 @dataclass(slots=True)
 class TensorsLoaded:
     """What `load_tensors` has read so far."""
 
-    tier: str | None = None
+    tier: Tier | None = None  # the slowest of them
     bytes: int = 0
     load_ms: float = 0.0
+
+    def add(self, stats: stoker_loader.LoadStats, load_ms: float) -> None:
+        """Counts one more load."""
+        if self.tier is not Tier.SSD:
+            self.tier = Tier(stats.tier)
+        self.bytes += stats.checkpoint_bytes
+        self.load_ms += load_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +48,7 @@ class HandlerContext:
 
         Raises:
             HandlerSetupFailed: no path is given and the function has no checkpoint.
-            stoker_loader.LoaderError: the file is missing or damaged.
+            CheckpointRejected: the file is missing or damaged.
         """
         if path is not None:
             target = self.source_path / path
@@ -51,10 +60,12 @@ class HandlerContext:
                 "or pass the name of a safetensors file in the function's folder",
                 code="checkpoint_missing",
             )
-        import stoker_loader
-
         started_s = time.perf_counter()
-        with stoker_loader.open(target) as checkpoint:
-            tensors = checkpoint.load()
-        self.loaded.load_ms += (time.perf_counter() - started_s) * 1000
+        try:
+            with stoker_loader.open(target) as checkpoint:
+                tensors = checkpoint.load()
+                stats = checkpoint.stats
+        except stoker_loader.LoaderError as error:
+            raise CheckpointRejected(str(error), code=error.code) from error
+        self.loaded.add(stats, load_ms=(time.perf_counter() - started_s) * 1000)
         return tensors

@@ -9,7 +9,7 @@ from collections import deque
 MAX_HELD_LINES = 256
 
 
-class ReaderGone(Exception):  # noqa: N818  not an error: it ends the writer's thread
+class ReaderGone(Exception):
     """Nobody will read what the writer still makes."""
 
 

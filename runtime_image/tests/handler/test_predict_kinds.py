@@ -86,9 +86,7 @@ def test_payloads_and_messages_of_user_code_stay_out_of_the_log(kinds):
     assert "printed by the user\n" in log
 
 
-@pytest.mark.parametrize(
-    ("kind", "end"), [("forever", "closed"), ("forever_async", "cancelled")]
-)
+@pytest.mark.parametrize(("kind", "end"), [("forever", "closed"), ("forever_async", "cancelled")])
 def test_leaving_a_stream_ends_its_generator(kinds, tmp_path, kind, end):
     path = tmp_path / "end"
     os.mkfifo(path)

@@ -11,7 +11,11 @@ from stoker_runtime.worker import ExitCode
 @pytest.mark.parametrize(
     ("source", "code", "words"),
     [
-        ("def setup(): raise KeyError('no weights')", "handler_incomplete", "handler.py has no predict"),
+        (
+            "def setup(): raise KeyError('no weights')",
+            "handler_incomplete",
+            "handler.py has no predict",
+        ),
         (
             "def setup():\n  raise KeyError('no weights')\ndef predict(p): return p",
             "setup_failed",
@@ -22,7 +26,11 @@ from stoker_runtime.worker import ExitCode
             "setup_failed",
             "setup raised KeyError",
         ),
-        ("import nothing_of_that_name", "setup_failed", "import of handler.py raised ModuleNotFound"),
+        (
+            "import nothing_of_that_name",
+            "setup_failed",
+            "import of handler.py raised ModuleNotFound",
+        ),
         ("def predict(p) return p", "setup_failed", "import of handler.py raised SyntaxError"),
         ("raise SystemExit(0)", "setup_failed", "import of handler.py raised SystemExit: 0"),
         (
@@ -36,7 +44,11 @@ from stoker_runtime.worker import ExitCode
             "handler_incomplete",
             "must take the context alone, or nothing",
         ),
-        ("setup = 3\ndef predict(p): return p", "handler_incomplete", "setup in handler.py is a int"),
+        (
+            "setup = 3\ndef predict(p): return p",
+            "handler_incomplete",
+            "setup in handler.py is a int",
+        ),
         (
             "def setup(c): c.load_tensors()\ndef predict(p): return p",
             "checkpoint_missing",
@@ -61,7 +73,10 @@ def test_a_handler_that_cannot_be_ready_ends_the_worker(
 @pytest.mark.parametrize(
     ("file_name", "words"),
     [
-        ("missing.py", "runtime.handler names 'missing.py', but the function's folder holds handler.py"),
+        (
+            "missing.py",
+            "runtime.handler names 'missing.py', but the function's folder holds handler.py",
+        ),
         ("../handler.py", "leaves the function's own folder"),
     ],
 )

@@ -80,7 +80,7 @@ def test_the_drain_has_a_deadline(spawn_worker, tmp_path):
     worker.process.send_signal(signal.SIGTERM)
     assert worker.process.wait(WAIT_S) == ExitCode.DRAINED
     thread.join(WAIT_S)
-    assert isinstance(answers[0], httpx.TransportError)
+    assert json.loads(answers[0])["code"] == "worker_stopped"
 
 
 def _with_held_request(spawn_worker, tmp_path, *args):
@@ -140,9 +140,9 @@ def test_an_orphan_does_not_begin(tmp_path):
 
 
 def test_the_process_is_tied_to_its_parent_before_anything_slow():
-    code = "import sys, stoker_runtime.worker; print('torch' in sys.modules, 'pydantic' in sys.modules)"
+    code = "import sys, stoker_runtime.worker; print({'torch', 'pydantic'} & set(sys.modules))"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert said.stdout.split() == ["False", "False"]
+    assert said.stdout == "set()\n"
 
 
 def test_leaving_the_load_does_not_stop_it(spawn_worker, tmp_path):

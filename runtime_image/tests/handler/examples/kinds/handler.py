@@ -3,6 +3,7 @@
 import asyncio
 import sys
 import threading
+from pathlib import Path
 
 import neighbour
 import torch
@@ -31,8 +32,7 @@ class Handler:
         return payload["value"]
 
     def count(self, payload):
-        for number in range(payload["to"]):
-            yield number
+        yield from range(payload["to"])
 
     async def give_async(self, payload):
         await asyncio.sleep(0)
@@ -98,10 +98,8 @@ class Handler:
     def meet(self, payload):
         """Says that it began, then waits for a line: two of them can only run side by side."""
         _tell(payload["started"], "started")
-        with open(payload["go"]) as pipe:
-            return pipe.read()
+        return Path(payload["go"]).read_text()
 
 
 def _tell(path, text):
-    with open(path, "w") as pipe:
-        pipe.write(text)
+    Path(path).write_text(text)
