@@ -47,7 +47,10 @@ INSTANCE: Mapping[tuple[InstanceState, InstanceEvent], InstanceState] = {
     (InstanceState.READY, InstanceEvent.EXITED): InstanceState.GONE,
     (InstanceState.DRAINING, InstanceEvent.STOP): InstanceState.STOPPING,
     (InstanceState.DRAINING, InstanceEvent.EXITED): InstanceState.GONE,
-    # A load that was under way when the stop was sent may still report.
+    # A load that was under way when the stop was sent may still report, and an agent that was
+    # reconnected to says again what is ready.
+    (InstanceState.READY, InstanceEvent.LOADED): InstanceState.READY,
+    (InstanceState.DRAINING, InstanceEvent.LOADED): InstanceState.DRAINING,
     (InstanceState.STOPPING, InstanceEvent.LOADED): InstanceState.STOPPING,
     (InstanceState.STOPPING, InstanceEvent.EXITED): InstanceState.GONE,
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -95,7 +95,7 @@ class Agent:
         name_worker: Callable[[], str],
         tasks: asyncio.TaskGroup,
     ) -> None:
-        self._node_id = node_id
+        self.node_id = node_id
         self._cache = cache
         self._memory_bytes = memory_bytes
         self._tasks = tasks
@@ -132,19 +132,19 @@ class Agent:
         """Begins to stop an instance; `Exited` follows as an event. Stopping twice is fine."""
         instance = self._instances.get(instance_id)
         if instance is None:
-            raise InstanceNotFound(f"no instance {instance_id!r} on node {self._node_id!r}")
+            raise InstanceNotFound(f"no instance {instance_id!r} on node {self.node_id!r}")
         if not instance.stopping:
             instance.stopping = True
             self._tasks.create_task(self._end(instance, grace_s), name=f"stop {instance_id}")
 
-    def logs(self, instance_id: InstanceId, *, follow: bool) -> AsyncIterator[str]:
+    def logs(self, instance_id: InstanceId, *, follow: bool) -> AsyncGenerator[str]:
         instance = self._instances.get(instance_id)
         found = instance.log if instance else self._past_logs.get(instance_id)
         if found is None:
             raise InstanceNotFound(f"no log of an instance {instance_id!r} on this node")
         return found.lines(follow=follow)
 
-    async def events(self) -> AsyncIterator[AgentEvent]:
+    async def events(self) -> AsyncGenerator[AgentEvent]:
         """Yields the present state, then every change, until the agent closes or the reader falls
         `EVENT_BACKLOG` events behind."""
         queue: asyncio.Queue[AgentEvent | None] = asyncio.Queue(EVENT_BACKLOG)
@@ -281,7 +281,7 @@ class Agent:
 
     def _node_state(self) -> NodeState:
         return NodeState(
-            node_id=self._node_id,
+            node_id=self.node_id,
             memory_bytes=self._memory_bytes,
             blank_workers=self._pool.ready,
             starting_workers=self._pool.starting,

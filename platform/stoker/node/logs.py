@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 KEPT_LINES = 1000
@@ -49,7 +49,7 @@ class LogBuffer:
     def tail(self, count: int = TAIL_LINES) -> tuple[str, ...]:
         return tuple(self._lines)[-count:]
 
-    async def lines(self, *, follow: bool) -> AsyncIterator[str]:
+    async def lines(self, *, follow: bool) -> AsyncGenerator[str]:
         """Yields what is kept; with `follow` also what comes, until the log is closed."""
         queue: asyncio.Queue[str | None] = asyncio.Queue(FOLLOWER_BACKLOG_LINES)
         kept = tuple(self._lines)

@@ -11,16 +11,15 @@ import asyncio
 import itertools
 import math
 import uuid
-from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 
 import structlog
 
 from stoker.domain import FunctionName, InstanceId, NodeId, PhaseName, RequestId, Revision
 from stoker.errors import BadRequest, InstanceLost, InstanceNotFound, ShuttingDown, StokerError
-from stoker.lifecycle import InstanceState
 from stoker.node.agent import STOP_GRACE_S
 from stoker.node.wire import StartInstance
 from stoker.scheduler import observe
@@ -49,8 +48,9 @@ from stoker.scheduler.logs import FunctionLogs
 from stoker.scheduler.nodes import NodeDirectory, Snapshot
 from stoker.scheduler.policy import decide
 from stoker.scheduler.pulse import Pulse
+from stoker.scheduler.status import instance_status, scale_status, settled
 from stoker.scheduler.timeline import lease_phases
-from stoker.scheduler.view import Instance, Pool, View
+from stoker.scheduler.view import Instance, View
 
 SCALE_WAIT_S = 120.0  # how long `scale` waits for what it asked for
 MAX_REPLICAS = 64  # an operator's request beyond this is a typing error
@@ -62,7 +62,9 @@ log = structlog.get_logger(__name__)
 class _Waiting:
     """The other side of a `Waiter`: who to wake."""
 
+    ticket: RequestId
     request_id: RequestId
+    function: FunctionName
     arrived_at: float
     granted: asyncio.Future[Lease]
 
@@ -88,6 +90,7 @@ class Dispatcher:
         self._handling = False
         self._waiting: dict[RequestId, _Waiting] = {}
         self._starts: dict[InstanceId, asyncio.Task[None]] = {}  # not yet acknowledged
+        self._effects: set[asyncio.Task[None]] = set()
         self._tickets = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
         self._changed = Pulse()
@@ -98,23 +101,31 @@ class Dispatcher:
         return self._view
 
     async def run(self) -> None:
-        """Follows the nodes until cancelled."""
-        async for event in self._directory.events():
-            if isinstance(event, Snapshot):
-                self._reconcile(event)
-                continue
-            self._handle(event)
-            if isinstance(event, NodeLeft):
-                self._reconcile(Snapshot(event.node, frozenset()))
+        """Follows the nodes until cancelled; then no effect is under way any more."""
+        async with aclosing(self._directory.events()) as events:
+            try:
+                async for event in events:
+                    if isinstance(event, Snapshot):
+                        self._reconcile(event)
+                        continue
+                    self._handle(event)
+                    if isinstance(event, NodeLeft):
+                        self._reconcile(Snapshot(event.node, frozenset()))
+            finally:
+                for effect in self._effects:
+                    effect.cancel()
+                if self._effects:
+                    await asyncio.wait(self._effects)
 
     def close(self) -> None:
         """Turns away who waits and who comes. Leases that are out run on."""
         self._closed = True
-        if self._timer is not None:
-            self._timer.cancel()
-        for waiting in self._waiting.values():
+        for waiting in list(self._waiting.values()):
             if not waiting.granted.done():
                 waiting.granted.set_exception(ShuttingDown("the platform is shutting down"))
+            self._handle(RequestCancelled(waiting.function, waiting.ticket))
+        if self._timer is not None:
+            self._timer.cancel()
 
     # --- Leasing -----------------------------------------------------------------------------
 
@@ -154,18 +165,18 @@ class Dispatcher:
         self._handle(ScaleRequested(revision, replicas))
         failures = self._view.pools[function].breaker.failures
         deadline = self._clock() + SCALE_WAIT_S
-        while not _settled(self._view.pools.get(function), replicas):
+        while not settled(self._view.pools.get(function), replicas):
             pool = self._view.pools.get(function)
             if pool and pool.breaker.failures > failures and pool.breaker.cause:
                 raise pool.breaker.cause
             if not await self._until_changed(deadline - self._clock()):
                 break
-        return self._scale_status(function, replicas)
+        return scale_status(function, self._view.pools.get(function), replicas)
 
     def instances(self, function: FunctionName | None = None) -> tuple[InstanceStatus, ...]:
         now, wall = self._clock(), self._wall_clock()
         return tuple(
-            _status(pool, instance, now, wall)
+            instance_status(pool, instance, now, wall)
             for name, pool in sorted(self._view.pools.items())
             if function in (None, name)
             for instance in sorted(pool.instances.values(), key=lambda i: i.requested_at)
@@ -175,7 +186,11 @@ class Dispatcher:
         pool = self._view.pools.get(function)
         return len(pool.queue) if pool else 0
 
-    def logs(self, function: FunctionName, *, follow: bool) -> AsyncIterator[str]:
+    async def changed(self) -> None:
+        """Returns when the next event was handled."""
+        await self._changed.wait()
+
+    def logs(self, function: FunctionName, *, follow: bool) -> AsyncGenerator[str]:
         return self._logs.lines(function, follow=follow)
 
     # --- the one way in ----------------------------------------------------------------------
@@ -214,17 +229,21 @@ class Dispatcher:
                 instance_id = InstanceId(f"{action.revision.id}-{uuid.uuid4().hex[:8]}")
                 self._view = observe.enact(self._view, action, now, instance_id)
                 self._logs.note(action.revision.function, instance_id, action.node)
-                self._starts[instance_id] = self._tasks.create_task(
+                self._starts[instance_id] = self._effect(
                     self._start(action, instance_id), name=f"start {instance_id}"
                 )
             case Stop():
                 instance = self._view.pools[action.function].instances[action.instance_id]
                 self._view = observe.enact(self._view, action, now)
-                self._tasks.create_task(
-                    self._stop(instance, action.reason), name=f"stop {instance.id}"
-                )
+                self._effect(self._stop(instance, action.reason), name=f"stop {instance.id}")
             case Drain():
                 self._view = observe.enact(self._view, action, now)
+
+    def _effect(self, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
+        task = self._tasks.create_task(work, name=name)
+        self._effects.add(task)
+        task.add_done_callback(self._effects.discard)
+        return task
 
     # --- effects -----------------------------------------------------------------------------
 
@@ -238,7 +257,7 @@ class Dispatcher:
         # Clients choose request ids and may repeat them; a ticket is ours and unique.
         ticket = RequestId(f"{request_id}#{next(self._tickets)}")
         granted: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
-        self._waiting[ticket] = _Waiting(request_id, arrived_at, granted)
+        self._waiting[ticket] = _Waiting(ticket, request_id, revision.function, arrived_at, granted)
         bound_s = revision.startup.timeout_s if timeout_s is None else timeout_s
         try:
             self._handle(RequestArrived(ticket, revision, arrived_at, bound_s))
@@ -326,7 +345,7 @@ class Dispatcher:
                 cause = InstanceLost(f"node {snapshot.node!r} lost instance {instance_id}")
                 self._handle(InstanceExited(instance.revision.function, instance_id, cause))
         for orphan in snapshot.instances - known.keys():
-            self._tasks.create_task(self._stop_orphan(snapshot.node, orphan), name=f"stop {orphan}")
+            self._effect(self._stop_orphan(snapshot.node, orphan), name=f"stop {orphan}")
 
     async def _stop_orphan(self, node: NodeId, instance_id: InstanceId) -> None:
         log.warning("stopping an instance that nobody asked for", node=node, instance=instance_id)
@@ -355,43 +374,3 @@ class Dispatcher:
         except TimeoutError:
             return False
         return True
-
-    def _scale_status(self, function: FunctionName, replicas: int) -> ScaleStatus:
-        pool = self._view.pools.get(function)
-        states = Counter(i.state for i in pool.instances.values()) if pool else Counter()
-        return ScaleStatus(
-            function=function,
-            replicas=replicas,
-            ready=states[InstanceState.READY],
-            starting=states[InstanceState.STARTING],
-            draining=states[InstanceState.DRAINING],
-        )
-
-
-def _settled(pool: Pool | None, replicas: int) -> bool:
-    """As many are ready as were asked for, and nothing is on its way up or out. What drains
-    takes as long as its requests do and is not waited for."""
-    if pool is None:
-        return replicas == 0
-    passing = (InstanceState.STARTING, InstanceState.STOPPING)
-    return len(pool.current()) == replicas and not any(
-        i.state in passing for i in pool.instances.values()
-    )
-
-
-def _status(pool: Pool, instance: Instance, now: float, wall: float) -> InstanceStatus:
-    deadline_s = None
-    if instance.idle_since is not None and len(pool.current()) > pool.revision.scale.min:
-        deadline_s = max(0.0, instance.idle_since + pool.revision.scale.keep_alive_s - now)
-    return InstanceStatus(
-        id=instance.id,
-        function=instance.revision.function,
-        revision=instance.revision.id,
-        node=instance.node,
-        state=instance.state.value,
-        active=instance.active,
-        slots=instance.revision.scale.hard_limit,
-        started_at=wall - (now - instance.requested_at),
-        idle_deadline_s=deadline_s,
-        pid=instance.pid,
-    )

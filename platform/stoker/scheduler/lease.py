@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +105,7 @@ class Leasing(Protocol):
         """Requests held in the function's queue."""
         ...
 
-    def logs(self, function: FunctionName, *, follow: bool) -> AsyncIterator[str]:
+    def logs(self, function: FunctionName, *, follow: bool) -> AsyncGenerator[str]:
         """Lines of the function's instances, each prefixed with its instance; with `follow`,
         goes on until the caller closes it."""
         ...

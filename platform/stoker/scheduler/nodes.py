@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,7 +75,7 @@ class NodeDirectory:
         while not self._states or not all(map(_is_warm, self._states.values())):
             await self._changed.wait()
 
-    async def events(self) -> AsyncIterator[Event | Snapshot]:
+    async def events(self) -> AsyncGenerator[Event | Snapshot]:
         """Yields what happens on any node, until cancelled."""
         following = self._tasks.create_task(self._follow_registrations(), name="follow nodes")
         try:

@@ -140,11 +140,13 @@ def _ready(view: View, event: InstanceReady, now: float) -> View:
     if pool is None or instance is None:
         return view
     state = advance(INSTANCE, instance.state, InstanceEvent.LOADED)
+    if state is instance.state:
+        return view  # nothing new
     instance = replace(
         instance,
         state=state,
         ready_at=now,
-        idle_since=now if state is InstanceState.READY else None,
+        idle_since=now,
         socket=event.socket,
         pid=event.pid,
         spans=event.spans,

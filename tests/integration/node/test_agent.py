@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from contextlib import aclosing
+from pathlib import Path
 
 import httpx
 import psutil
@@ -14,6 +15,7 @@ from stoker.domain import Digest, InstanceId
 from stoker.errors import InstanceNotFound
 from stoker.node.wire import Exited, NodeState, Started
 from stoker_runtime.contract import INVOKE_EVENT, ValueEvent
+from support.agents import run_agent
 from support.handlers import DIES, FAILS_IN_SETUP
 
 
@@ -25,8 +27,8 @@ async def invoke(started: Started, payload: object) -> list[object]:
         return [e.value for e in events if isinstance(e, ValueEvent)]
 
 
-async def test_a_start_claims_a_blank_worker_and_the_pool_is_refilled(run_agent) -> None:
-    async with run_agent(warm_pool=1) as running:
+async def test_a_start_claims_a_blank_worker_and_the_pool_is_refilled(tmp_path: Path) -> None:
+    async with run_agent(tmp_path, warm_pool=1) as running:
         await running.pool_full(1)
         running.start("i1")
         started = await running.next(Started)
@@ -36,15 +38,15 @@ async def test_a_start_claims_a_blank_worker_and_the_pool_is_refilled(run_agent)
         await running.pool_full(1)
 
 
-async def test_without_a_warm_pool_a_worker_is_spawned(run_agent) -> None:
-    async with run_agent(warm_pool=0) as running:
+async def test_without_a_warm_pool_a_worker_is_spawned(tmp_path: Path) -> None:
+    async with run_agent(tmp_path, warm_pool=0) as running:
         running.start("i1")
         started = await running.next(Started)
         assert started.provisioned == "spawn"
 
 
-async def test_a_stopped_instance_is_gone_with_its_process(run_agent) -> None:
-    async with run_agent(warm_pool=0) as running:
+async def test_a_stopped_instance_is_gone_with_its_process(tmp_path: Path) -> None:
+    async with run_agent(tmp_path, warm_pool=0) as running:
         running.start("i1")
         started = await running.next(Started)
         running.agent.stop(InstanceId("i1"))
@@ -57,8 +59,8 @@ async def test_a_stopped_instance_is_gone_with_its_process(run_agent) -> None:
             running.agent.stop(InstanceId("i1"))
 
 
-async def test_a_killed_instance_is_reported_with_its_log(run_agent) -> None:
-    async with run_agent(warm_pool=0) as running:
+async def test_a_killed_instance_is_reported_with_its_log(tmp_path: Path) -> None:
+    async with run_agent(tmp_path, warm_pool=0) as running:
         running.start(
             "i1", "def setup():\n    print('hello from setup')\ndef predict(p):\n    return p\n"
         )
@@ -72,8 +74,8 @@ async def test_a_killed_instance_is_reported_with_its_log(run_agent) -> None:
         assert any("hello from setup" in line for line in exited.log_tail)
 
 
-async def test_a_setup_that_raises_is_refused_for_good(run_agent) -> None:
-    async with run_agent(warm_pool=0) as running:
+async def test_a_setup_that_raises_is_refused_for_good(tmp_path: Path) -> None:
+    async with run_agent(tmp_path, warm_pool=0) as running:
         running.start("i1", FAILS_IN_SETUP)
         exited = await running.next(Exited)
         assert exited.permanent
@@ -82,8 +84,8 @@ async def test_a_setup_that_raises_is_refused_for_good(run_agent) -> None:
         assert any("about to look" in line for line in exited.log_tail)
 
 
-async def test_a_handler_that_ends_its_process_is_an_instance_lost(run_agent) -> None:
-    async with run_agent(warm_pool=0) as running:
+async def test_a_handler_that_ends_its_process_is_an_instance_lost(tmp_path: Path) -> None:
+    async with run_agent(tmp_path, warm_pool=0) as running:
         running.start("i1", DIES)
         started = await running.next(Started)
         with pytest.raises(httpx.TransportError):
@@ -94,8 +96,8 @@ async def test_a_handler_that_ends_its_process_is_an_instance_lost(run_agent) ->
         assert any("last words" in line for line in exited.log_tail)
 
 
-async def test_a_missing_artifact_is_refused_for_good(run_agent) -> None:
-    async with run_agent(warm_pool=0) as running:
+async def test_a_missing_artifact_is_refused_for_good(tmp_path: Path) -> None:
+    async with run_agent(tmp_path, warm_pool=0) as running:
         running.start("i1", checkpoint=Digest("blake3:unknown"))
         exited = await running.next(Exited)
         assert exited.permanent
@@ -103,16 +105,16 @@ async def test_a_missing_artifact_is_refused_for_good(run_agent) -> None:
         assert exited.error.code == "checkpoint_not_found"
 
 
-async def test_a_start_can_be_stopped_while_its_worker_is_spawned(run_agent) -> None:
-    async with run_agent(warm_pool=0) as running:
+async def test_a_start_can_be_stopped_while_its_worker_is_spawned(tmp_path: Path) -> None:
+    async with run_agent(tmp_path, warm_pool=0) as running:
         running.start("i1")
         running.agent.stop(InstanceId("i1"))
         exited = await running.next(Exited)
         assert exited.error is None
 
 
-async def test_the_death_of_a_blank_worker_is_made_good(run_agent) -> None:
-    async with run_agent(warm_pool=1) as running:
+async def test_the_death_of_a_blank_worker_is_made_good(tmp_path: Path) -> None:
+    async with run_agent(tmp_path, warm_pool=1) as running:
         await running.pool_full(1)
         children = psutil.Process().children()
         blank = next(c for c in children if "stoker_runtime" in " ".join(c.cmdline()))
@@ -122,8 +124,8 @@ async def test_the_death_of_a_blank_worker_is_made_good(run_agent) -> None:
         await running.pool_full(1)
 
 
-async def test_logs_are_followed_until_the_instance_ends_and_kept_after_it(run_agent) -> None:
-    async with run_agent(warm_pool=0) as running:
+async def test_logs_are_followed_until_the_instance_ends_and_kept_after_it(tmp_path: Path) -> None:
+    async with run_agent(tmp_path, warm_pool=0) as running:
         running.start("i1", "def predict(p):\n    print('line', p, flush=True)\n    return p\n")
         started = await running.next(Started)
         async with aclosing(running.agent.logs(InstanceId("i1"), follow=True)) as lines:

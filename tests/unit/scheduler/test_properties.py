@@ -64,10 +64,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.arrived += count
         self.take(self.harness.arrive(self.revision(name), count, timeout_s=20.0))
 
-    @precondition(lambda self: self.some(InstanceState.STARTING))
+    @precondition(lambda self: self.some(*InstanceState))
     @rule(data=st.data())
     def come_up(self, data: st.DataObject) -> None:
-        self.take(self.harness.ready(data.draw(st.sampled_from(self.some(InstanceState.STARTING)))))
+        """Also again, as an agent that was reconnected to reports, and after a stop."""
+        self.take(self.harness.ready(data.draw(st.sampled_from(self.some(*InstanceState)))))
 
     @precondition(lambda self: self.some(*InstanceState))
     @rule(data=st.data(), permanent=st.booleans())

@@ -1,16 +1,14 @@
-"""One real agent over real worker processes, for the tests of this folder."""
+"""One real agent over real worker processes, with folders for a cache."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-import pytest
 
 from stoker.domain import Digest, FunctionName, InstanceId, NodeId, RevisionId
 from stoker.errors import CheckpointNotFound
@@ -41,7 +39,7 @@ class FolderCache:
 @dataclass
 class RunningAgent:
     agent: Agent
-    events: AsyncIterator[AgentEvent]
+    events: AsyncGenerator[AgentEvent]
     folders: dict[Digest, Path]
     root: Path
 
@@ -72,30 +70,26 @@ class RunningAgent:
         )
 
 
-@pytest.fixture
-def run_agent(tmp_path: Path) -> Callable[..., object]:
-    @asynccontextmanager
-    async def run(warm_pool: int = 1) -> AsyncIterator[RunningAgent]:
-        run_dir, log_dir = tmp_path / "run", tmp_path / "logs"
-        run_dir.mkdir(mode=0o700)
-        log_dir.mkdir()
-        folders: dict[Digest, Path] = {}
-        counter = itertools.count()
-        async with asyncio.TaskGroup() as tasks:
-            agent = Agent(
-                NODE,
-                ProcessDriver(run_dir, log_dir, os.environ),
-                FolderCache(folders),
-                warm_pool=warm_pool,
-                memory_bytes=8 << 30,
-                name_worker=lambda: f"w{next(counter)}",
-                tasks=tasks,
-            )
-            events = agent.events()
-            running = RunningAgent(agent, events, folders, tmp_path / "functions")
-            agent.open()
-            yield running
-            await agent.close(grace_s=2)
-            await events.aclose()  # type: ignore[attr-defined]
-
-    return run
+@asynccontextmanager
+async def run_agent(root: Path, warm_pool: int = 1) -> AsyncIterator[RunningAgent]:
+    """An agent whose sockets, logs and handlers lie under `root`."""
+    run_dir, log_dir = root / "run", root / "logs"
+    run_dir.mkdir(mode=0o700)
+    log_dir.mkdir()
+    folders: dict[Digest, Path] = {}
+    counter = itertools.count()
+    async with asyncio.TaskGroup() as tasks:
+        agent = Agent(
+            NODE,
+            ProcessDriver(run_dir, log_dir, os.environ),
+            FolderCache(folders),
+            warm_pool=warm_pool,
+            memory_bytes=8 << 30,
+            name_worker=lambda: f"w{next(counter)}",
+            tasks=tasks,
+        )
+        events = agent.events()
+        agent.open()
+        yield RunningAgent(agent, events, folders, root / "functions")
+        await agent.close(grace_s=2)
+        await events.aclose()
