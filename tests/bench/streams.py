@@ -70,19 +70,20 @@ OPENAI = Dialect("/v1/chat/completions", _sse_text, _sse_tokens)
 SOCKET = Dialect("/generate", _frame_text, _frame_tokens)
 
 
-class _Reader:
+class Reader:
     """Notes times while chunks come; lines may be cut anywhere."""
 
-    def __init__(self, dialect: Dialect) -> None:
+    def __init__(self, dialect: Dialect, clock: Callable[[], float] = time.perf_counter) -> None:
         self._dialect = dialect
+        self._clock = clock
         self._pending = b""
-        self._began = time.perf_counter()
+        self._began = clock()
         self._first_s: float | None = None
         self._last_s = 0.0
         self._tokens: int | None = None
 
     def feed(self, chunk: bytes) -> None:
-        now_s = time.perf_counter() - self._began
+        now_s = self._clock() - self._began
         *lines, self._pending = (self._pending + chunk).split(b"\n")
         for line in filter(None, lines):
             if self._dialect.text(line):
@@ -93,13 +94,13 @@ class _Reader:
     def done(self) -> Streamed:
         assert self._first_s is not None, "the stream held no text"
         assert self._tokens is not None, "the stream did not count its tokens"
-        end_s = time.perf_counter() - self._began
+        end_s = self._clock() - self._began
         return Streamed(self._first_s, self._last_s, end_s, self._tokens)
 
 
 def stream(client: httpx.Client, dialect: Dialect, body: Body) -> Streamed:
     """One request, read to its end."""
-    reader = _Reader(dialect)
+    reader = Reader(dialect)
     with client.stream("POST", dialect.path, json=body) as response:
         _check(response.status_code, dialect)
         for chunk in response.iter_raw():
@@ -111,7 +112,7 @@ async def streams_at_once(url: str, dialect: Dialect, bodies: list[Body]) -> lis
     """All requests at once, each on a connection of its own."""
 
     async def one(body: Body) -> Streamed:
-        reader = _Reader(dialect)
+        reader = Reader(dialect)
         async with client.stream("POST", dialect.path, json=body) as response:
             _check(response.status_code, dialect)
             async for chunk in response.aiter_raw():

@@ -37,8 +37,7 @@ def deploy(platform: Platform, path: Path, *, report: Report) -> Deployment:
     folder = path if path.is_dir() else path.parent
     files = local_files(manifest, folder)
     if files.model is not None and manifest.model is not None:
-        name = f"{manifest.name}-model"
-        artifact = push(platform, files.model, kind=CHECKPOINT, name=name, report=report)
+        artifact = push(platform, files.model, kind=CHECKPOINT, report=report)
         model = manifest.model.model_copy(update={"digest": artifact["digest"]})
         manifest = manifest.model_copy(update={"model": model})
     if files.source is not None:

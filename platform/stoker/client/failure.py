@@ -38,7 +38,7 @@ _EXIT_CODES: tuple[tuple[type[StokerError], ExitCode], ...] = (
 
 _NEXT_STEPS: tuple[tuple[type[StokerError], str], ...] = (
     (errors.PlatformNotReachable, "start it with `stoker up`, or set STOKER_URL (or --url)"),
-    (errors.InvalidManifest, "correct function.yaml; docs/cli.md shows every key"),
+    (errors.InvalidManifest, "correct function.yaml; its problems are named above"),
     (errors.FunctionNotFound, "see what is deployed with `stoker list`"),
     (errors.RevisionNotFound, "see its revisions with `stoker describe NAME`"),
     (errors.CheckpointNotFound, "push it with `stoker push DIR NAME`"),

@@ -140,9 +140,11 @@ class Platform:
     def checkpoints(self) -> list[Json]:
         return list(self._json("GET", "/v1/checkpoints")["checkpoints"])
 
-    def open_upload(self, files: list[Json], kind: str) -> Upload:
-        """Offers files (`path`, `size_bytes`, `blake3`); the answer says which to send."""
-        body = self._json("POST", "/v1/uploads", json={"files": files, "kind": kind})
+    def open_upload(self, files: list[Json], kind: str, name: str | None) -> Upload:
+        """Offers files (`path`, `size_bytes`, `blake3`); the answer says which to send. When all
+        are known, the artifact gets `name` at once."""
+        offer = {"files": files, "kind": kind, "name": name}
+        body = self._json("POST", "/v1/uploads", json=offer)
         return Upload(body.get("upload_id"), tuple(body.get("missing", ())), body.get("artifact"))
 
     def send_file(self, upload: str, path: str, content: Iterable[bytes], size_bytes: int) -> None:

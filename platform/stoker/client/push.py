@@ -34,7 +34,7 @@ def push(
         {"path": file.path, "size_bytes": file.size_bytes, "blake3": digest}
         for file, digest in zip(files, digests, strict=True)
     ]
-    upload = platform.open_upload(offer, kind)
+    upload = platform.open_upload(offer, kind, name)
     if upload.id is None:
         assert upload.artifact is not None
         return upload.artifact
