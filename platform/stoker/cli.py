@@ -27,9 +27,11 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except StokerError as error:
-            from stoker.client.failure import exit_code, next_step
+            from stoker.client.failure import elaboration, exit_code, next_step
 
             typer.secho(f"error: {error.message}", err=True, fg=typer.colors.RED)
+            for line in elaboration(error):
+                typer.echo(f"       {line}", err=True)
             if step := next_step(error):
                 typer.echo(f" next: {step}", err=True)
             raise typer.Exit(exit_code(error)) from None

@@ -38,7 +38,7 @@ _EXIT_CODES: tuple[tuple[type[StokerError], ExitCode], ...] = (
 
 _NEXT_STEPS: tuple[tuple[type[StokerError], str], ...] = (
     (errors.PlatformNotReachable, "start it with `stoker up`, or set STOKER_URL (or --url)"),
-    (errors.InvalidManifest, "correct function.yaml; its problems are named above"),
+    (errors.InvalidManifest, "correct function.yaml and deploy again"),
     (errors.FunctionNotFound, "see what is deployed with `stoker list`"),
     (errors.RevisionNotFound, "see its revisions with `stoker describe NAME`"),
     (errors.CheckpointNotFound, "push it with `stoker push DIR NAME`"),
@@ -78,6 +78,13 @@ def exit_code(error: StokerError) -> ExitCode:
 def next_step(error: StokerError) -> str | None:
     """What to do about `error`, as one sentence; None where only the message can say."""
     return next((step for kind, step in _NEXT_STEPS if isinstance(error, kind)), None)
+
+
+def elaboration(error: StokerError) -> tuple[str, ...]:
+    """More lines about `error`: a manifest's other problems, the end of a failed start's log."""
+    problems = error.details.get("problems", ())
+    tail = error.details.get("log_tail", ())
+    return (*(problem["message"] for problem in problems[1:]), *(f"| {line}" for line in tail))
 
 
 def error_from(

@@ -114,6 +114,13 @@ def test_a_refusal_has_its_exit_code_and_next_step(
     assert step in result.stderr
 
 
+def test_a_failed_start_shows_the_end_of_its_log(stoker: Stoker, fake: Any) -> None:
+    details = {"log_tail": ["Traceback", "ImportError: no module named x"]}
+    error = {"message": "setup failed", "code": "startup_failed", "details": details}
+    fake.refusal = (503, {"error": error})
+    assert "| ImportError: no module named x" in stoker("chat", "chat", "-p", "x").stderr
+
+
 def test_a_stream_that_breaks_fails_after_its_text(stoker: Stoker, fake: Any) -> None:
     error = {"message": "the instance died", "code": "instance_lost", "request_id": "req-1"}
     fake.chunks = [*fake.chunks[:2], {"error": error}]

@@ -64,10 +64,11 @@ def test_deploy_brings_a_local_checkpoint(stoker: Stoker, fake: Any, tmp_path: P
 
 
 def test_an_invalid_manifest_is_wrong_use(stoker: Stoker, handler_folder: Path) -> None:
-    (handler_folder / "function.yaml").write_text("name: hello\nruntme: {handler: handler.py}\n")
+    (handler_folder / "function.yaml").write_text("name: Hello\nruntme: {handler: handler.py}\n")
     result = stoker("deploy", handler_folder)
     assert result.exit_code == ExitCode.USAGE
     assert "runtime" in result.stderr
+    assert "'Hello' is not a name" in result.stderr  # every problem is told, not the first alone
 
 
 def test_push_reports_every_stage_and_returns_the_artifact(
