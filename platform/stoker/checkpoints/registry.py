@@ -1,0 +1,242 @@
+"""Checkpoints and handlers' sources from a client's first offer to verified bytes on this machine.
+
+    begin -> write (each file) -> commit        see staging.py, receiving.py, ingest.py, shelf.py
+
+An artifact exists when its folder is on the shelf; the catalog follows, after a crash by `recover`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from stoker.checkpoints.files import FileSpec, Kind, check_files, source_digest
+from stoker.checkpoints.ingest import Ingested, StageProgress, Stop, ingest
+from stoker.checkpoints.receiving import receive
+from stoker.checkpoints.shelf import Shelf
+from stoker.checkpoints.staging import Staging, Upload
+from stoker.checkpoints.waiting import in_thread, to_the_end
+from stoker.domain import Artifact, Digest
+from stoker.errors import (
+    BadRequest,
+    CheckpointInvalid,
+    CheckpointNotFound,
+    Conflict,
+    StokerError,
+    StorageFull,
+)
+from stoker.store.catalog import Catalog
+
+MAX_INGESTS = 1  # layouts at a time: one already saturates the disk
+MAX_WRITES = 8  # files received at a time
+MAX_VERIFIES = 2
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_DIGEST = re.compile(r"(blake3:)?[0-9a-f]{64}")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What a start found: uploads given up, artifacts that the catalog lacked, and artifacts of
+    the catalog whose folders are gone."""
+
+    removed_uploads: tuple[str, ...]
+    adopted: tuple[Digest, ...]
+    missing: tuple[Digest, ...]
+
+
+class Registry:
+    """The checkpoint store in the folder `home`; its folders are `checkpoints` and `staging`."""
+
+    def __init__(
+        self, home: Path, catalog: Catalog, *, now: Callable[[], float] = time.time
+    ) -> None:
+        self._catalog = catalog
+        self._now = now
+        self._shelf = Shelf(home / "checkpoints")
+        self._staging = Staging(home / "staging", now=now)
+        self._committing: set[str] = set()
+        self._ingests = asyncio.Semaphore(MAX_INGESTS)
+        self._writes = asyncio.Semaphore(MAX_WRITES)
+        self._verifies = asyncio.Semaphore(MAX_VERIFIES)
+
+    # --- uploads ----------------------------------------------------------------------------
+
+    async def begin(
+        self, files: Iterable[FileSpec], kind: Kind, name: str | None = None
+    ) -> Artifact | Upload:
+        """The artifact that was made from exactly these files (then under `name` too), or an
+        upload that says which of them are still missing.
+
+        Raises BadRequest, PayloadTooLarge, StorageFull, StorageReadOnly.
+        """
+        _check_name(kind, name)
+        checked = check_files(kind, files)
+        known = await self._catalog.artifact_of_source(source_digest(kind, checked))
+        if known is not None and await in_thread(self._shelf.unchanged, known.digest):
+            if name is None or name == known.name:
+                return known
+            return await self._catalog.put_artifact(replace(known, name=name))
+        return await in_thread(self._staging.begin, kind, checked)
+
+    async def write(self, upload_id: str, path: str, stream: AsyncIterator[bytes]) -> None:
+        """Receives one of the files that an upload is missing.
+
+        Raises UploadNotFound, BadRequest (not offered, too long, too short), CheckpointInvalid
+        (other bytes than offered), StorageFull (the whole upload is given up, to free its space),
+        and what the stream raises (then only this file has to be sent again).
+        """
+        upload = await in_thread(self._staging.load, upload_id)
+        file = upload.file(path)
+        async with self._writes, self._giving_up(upload_id, on=(StorageFull,)):
+            part = self._staging.new_part(upload)
+            await receive(file, stream, part)
+            await in_thread(self._staging.accept, upload, file, part)
+
+    async def commit(self, upload_id: str, name: str | None, progress: StageProgress) -> Artifact:
+        """Makes an artifact of a complete upload. `progress` is called on this event loop.
+
+        When cancelled the upload stays, and can be committed later. Raises UploadNotFound,
+        BadRequest (files are missing, name), Conflict (is being committed), CheckpointInvalid and
+        StorageFull (the upload is given up).
+        """
+        upload = await self.committable(upload_id, name)
+        self._committing.add(upload_id)
+        try:
+            async with (
+                self._ingests,
+                self._giving_up(upload_id, on=(CheckpointInvalid, StorageFull)),
+            ):
+                ingested = await self._ingest(upload, progress)
+                # From here on the files are moved: half of it would help nobody.
+                return await to_the_end(self._publish(upload, ingested, name))
+        finally:
+            self._committing.discard(upload_id)
+
+    async def committable(self, upload_id: str, name: str | None) -> Upload:
+        """The upload, if `commit` may begin with it now. Raises what `commit` raises at once."""
+        upload = await in_thread(self._staging.load, upload_id)
+        _check_name(upload.kind, name)
+        if upload_id in self._committing:
+            raise Conflict(f"upload {upload_id} is being committed already", retry_after_s=1)
+        if upload.missing:
+            raise BadRequest(
+                f"{len(upload.missing)} files were not uploaded yet, the first is"
+                f" {upload.missing[0]!r}",
+                details={"missing": list(upload.missing)},
+            )
+        return upload
+
+    async def discard(self, upload_id: str) -> None:
+        """Forgets an upload. Raises UploadNotFound, Conflict (is being committed)."""
+        await in_thread(self._staging.load, upload_id)
+        if upload_id in self._committing:
+            raise Conflict(f"upload {upload_id} is being committed", retry_after_s=1)
+        await in_thread(self._staging.discard, upload_id)
+
+    # --- artifacts --------------------------------------------------------------------------
+
+    def path(self, digest: Digest) -> Path:
+        """Where an artifact's folder is, if it is there at all."""
+        return self._shelf.path(digest)
+
+    async def ensure_verified(self, digest: Digest) -> Path:
+        """The artifact's folder, with the bytes that its digest says.
+
+        Milliseconds while its files look untouched, a full read when they do not. Raises
+        CheckpointNotFound, CheckpointInvalid (names the file, and the chunk in `details`).
+        """
+        if await in_thread(self._shelf.unchanged, digest):
+            return self._shelf.path(digest)
+        async with self._verifies:
+            return await in_thread(self._shelf.verify, digest)
+
+    async def resolve(self, uri: str) -> Artifact:
+        """The artifact that `store://NAME`, `store://NAME@DIGEST`, `blake3:...` or a bare name
+        stands for. Raises CheckpointNotFound."""
+        return await self._catalog.artifact(uri.removeprefix("store://"))
+
+    async def checkpoints(self) -> tuple[Artifact, ...]:
+        """What was pushed under a name, oldest first."""
+        artifacts = await self._catalog.artifacts()
+        return tuple(artifact for artifact in artifacts if artifact.name is not None)
+
+    # --- after a start ----------------------------------------------------------------------
+
+    async def recover(self) -> Recovery:
+        """Makes the folders and the catalog agree again; to be called before anything else.
+
+        Raises StorageReadOnly, StorageFull when the folders cannot be made.
+        """
+        removed = await in_thread(self._staging.sweep)
+        adopted = []
+        records = await in_thread(self._shelf.sweep)
+        for record in sorted(records, key=lambda record: record.artifact.created_at):
+            try:
+                await self._catalog.artifact(record.artifact.digest)
+            except CheckpointNotFound:
+                await self._catalog.put_artifact(record.artifact)
+                adopted.append(record.artifact.digest)
+        present = {record.artifact.digest for record in records}
+        known = await self._catalog.artifacts()
+        missing = tuple(artifact.digest for artifact in known if artifact.digest not in present)
+        for digest in missing:
+            log.warning("the files of %s are gone; push them again", digest)
+        return Recovery(removed, tuple(adopted), missing)
+
+    # --- parts of a commit ------------------------------------------------------------------
+
+    async def _ingest(self, upload: Upload, progress: StageProgress) -> Ingested:
+        loop = asyncio.get_running_loop()
+        stop = Stop()
+
+        def report(stage: str, done_bytes: int, total_bytes: int) -> None:
+            loop.call_soon_threadsafe(progress, stage, done_bytes, total_bytes)
+
+        folder = self._staging.folder(upload.id)
+        work = asyncio.to_thread(ingest, upload.kind, folder, report, stop)
+        return await to_the_end(work, on_cancel=stop.ask)
+
+    async def _publish(self, upload: Upload, ingested: Ingested, name: str | None) -> Artifact:
+        artifact = Artifact(
+            digest=Digest(ingested.digest.root),
+            size_bytes=ingested.size_bytes,
+            name=name,
+            source_digest=upload.source_digest,
+            created_at=self._now(),
+        )
+        await in_thread(self._shelf.place, ingested.folder, artifact, ingested.digest)
+        artifact = await self._catalog.put_artifact(artifact)
+        await in_thread(self._staging.discard, upload.id)
+        return artifact
+
+    @asynccontextmanager
+    async def _giving_up(
+        self, upload_id: str, *, on: tuple[type[StokerError], ...]
+    ) -> AsyncIterator[None]:
+        """Frees what an upload holds when the disk is full, or when it cannot succeed any more."""
+        try:
+            yield
+        except on:
+            await in_thread(self._staging.discard, upload_id)
+            raise
+
+
+def _check_name(kind: Kind, name: str | None) -> None:
+    if name is None:
+        return
+    if kind is Kind.SOURCE:
+        raise BadRequest("a function's sources have no name", param="name")
+    if not NAME.fullmatch(name) or _DIGEST.fullmatch(name):
+        raise BadRequest(
+            f"{name[:64]!r} is not a checkpoint's name: expected up to 128 letters, digits, '.',"
+            " '_' and '-', beginning with a letter or digit",
+            param="name",
+        )

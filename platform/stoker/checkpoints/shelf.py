@@ -1,0 +1,118 @@
+"""The folders of complete artifacts.
+
+    <root>/<hex digest>/...     immutable; appears by a rename when all of it is on the disk
+           <hex digest>.json    its record, there before it
+
+The rename is the moment at which an artifact exists: before it there is nothing, after it a crash
+loses nothing. Every method touches the disk and belongs in a thread.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import stoker_loader
+from stoker.checkpoints.faults import checkpoint_error
+from stoker.checkpoints.records import (
+    VERSION,
+    Record,
+    read_record,
+    snapshot,
+    write_record,
+)
+from stoker.checkpoints.staging import GONE_PREFIX, remove_tree
+from stoker.domain import Artifact, Digest
+from stoker.errors import CheckpointInvalid, CheckpointNotFound
+from stoker.store.disk import disk_errors, sync_directory
+from stoker_loader.errors import LoaderError
+
+READ_ONLY_MODE = 0o444
+
+
+class Shelf:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, digest: Digest) -> Path:
+        return self.root / digest.removeprefix("blake3:")
+
+    def record(self, digest: Digest) -> Record:
+        """Raises CheckpointNotFound unless both the folder and its record are there."""
+        path = self.path(digest)
+        record = read_record(self._record_path(digest)) if path.is_dir() else None
+        if record is None:
+            raise CheckpointNotFound(
+                f"the files of {digest} are not in {self.root}; push them again with"
+                " `stoker push DIR NAME`",
+                param=digest,
+            )
+        return record
+
+    def unchanged(self, digest: Digest) -> bool:
+        """Whether the folder is there and looks as it did when its digests were taken."""
+        try:
+            with disk_errors(self.root):
+                return snapshot(self.path(digest)) == self.record(digest).stats
+        except CheckpointNotFound:
+            return False
+
+    def verify(self, digest: Digest) -> Path:
+        """The folder, whose bytes are those of `digest`: known by its files' inodes and times, or
+        by reading all of it again. Raises CheckpointNotFound, CheckpointInvalid."""
+        record = self.record(digest)
+        path = self.path(digest)
+        with disk_errors(path):
+            found = snapshot(path)
+        if found == record.stats:
+            return path
+        try:
+            stoker_loader.verify(path, record.digest)
+        except LoaderError as error:
+            raise checkpoint_error(error, path) from error
+        self._write(Record(VERSION, record.artifact, record.digest, found))
+        return path
+
+    def place(self, folder: Path, artifact: Artifact, digest: stoker_loader.Digest) -> None:
+        """Makes `folder` (on the same file system, its files synced) the folder of `artifact`.
+
+        What is there already under the digest stays if it is intact, and is replaced if not.
+        """
+        target = self.path(artifact.digest)
+        with disk_errors(self.root):
+            if target.is_dir():
+                try:
+                    self.verify(artifact.digest)
+                except (CheckpointNotFound, CheckpointInvalid):
+                    remove_tree(target)
+                else:
+                    remove_tree(folder)
+                    return
+            self.root.mkdir(parents=True, exist_ok=True)
+            for parent, _, files in os.walk(folder):
+                for name in files:
+                    (Path(parent) / name).chmod(READ_ONLY_MODE)
+                sync_directory(Path(parent))
+            self._write(Record(VERSION, artifact, digest, snapshot(folder)))
+            folder.rename(target)
+            sync_directory(self.root)
+
+    def sweep(self) -> list[Record]:
+        """After a start: removes what a crash left half-made or half-removed, records without a
+        folder among it; gives the records of the folders that are there."""
+        found = []
+        for path in sorted(self.root.iterdir()) if self.root.is_dir() else []:
+            if path.name.startswith((".", GONE_PREFIX)):
+                remove_tree(path)
+            elif path.suffix == ".json":
+                if not path.with_suffix("").is_dir():
+                    remove_tree(path)
+                elif (record := read_record(path)) is not None:
+                    found.append(record)
+        return found
+
+    def _write(self, record: Record) -> None:
+        write_record(self._record_path(record.artifact.digest), record)
+
+    def _record_path(self, digest: Digest) -> Path:
+        return self.path(digest).with_suffix(".json")
