@@ -17,11 +17,14 @@ from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
+from tests.bench.streams import PLAIN
 
 
 def relay_app(path: str) -> Starlette:
     client = httpx.AsyncClient(
-        transport=httpx.AsyncHTTPTransport(uds=path), base_url="http://instance", timeout=None
+        **PLAIN,
+        transport=httpx.AsyncHTTPTransport(uds=path, verify=False),
+        base_url="http://instance",
     )
 
     @asynccontextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 
 import httpx
@@ -11,7 +10,17 @@ from tests.bench.peers import decoder
 from tests.bench.report import Row
 from tests.bench.stage import SLOTS, STORY, Stage
 from tests.bench.stats import median
-from tests.bench.streams import OPENAI, SOCKET, Body, Streamed, socket_body, stream, streams_at_once
+from tests.bench.streams import (
+    OPENAI,
+    PLAIN,
+    SOCKET,
+    Body,
+    Streamed,
+    socket_body,
+    socket_client,
+    stream,
+    tokens_per_s,
+)
 
 MIN_DECODE_RATIO = 1.4
 MIN_BATCH_RATIO = 4.0
@@ -30,12 +39,8 @@ def decode_row(stage: Stage) -> list[Row]:
     }
     with (
         decoder(stage.checkpoint, STORY) as peer,
-        httpx.Client(
-            transport=httpx.HTTPTransport(uds=str(stage.instance_socket())),
-            base_url="http://i",
-            timeout=None,
-        ) as direct,
-        httpx.Client(base_url=stage.local.url, timeout=None, trust_env=False) as platform,
+        socket_client(stage.instance_socket()) as direct,
+        httpx.Client(**PLAIN, base_url=stage.local.url) as platform,
     ):
         ways: dict[str, Callable[[], float]] = {
             "platform_tokens_per_s": lambda: rate(stream(platform, OPENAI, _asked(stage, STORY))),
@@ -109,7 +114,4 @@ def _asked(stage: Stage, prompt: str) -> Body:
 
 def _throughput(stage: Stage, count: int) -> float:
     bodies = [_asked(stage, f"{STORY} It happens in chapter {n}.") for n in range(count)]
-    began = time.perf_counter()
-    streamed = asyncio.run(streams_at_once(stage.local.url, OPENAI, bodies))
-    seconds = time.perf_counter() - began
-    return sum(each.tokens for each in streamed) / seconds
+    return asyncio.run(tokens_per_s(stage.local.url, OPENAI, bodies))

@@ -10,6 +10,7 @@ import httpx
 from tests.bench.report import Row
 from tests.bench.stage import Stage, deploy_manifest
 from tests.bench.stats import median
+from tests.bench.streams import PLAIN
 
 REQUESTS = 200
 TARGETS = (200, 100, 50)  # requests at once that one instance is aimed at
@@ -92,9 +93,7 @@ def _ids(stage: Stage, name: str) -> set[str]:
 async def _herd(url: str, name: str) -> list[float]:
     """Seconds until each of the answers; raises when one is missing or wrong."""
     limits = httpx.Limits(max_connections=REQUESTS)
-    async with httpx.AsyncClient(
-        base_url=url, limits=limits, timeout=None, trust_env=False
-    ) as client:
+    async with httpx.AsyncClient(**PLAIN, base_url=url, limits=limits) as client:
 
         async def one(number: int) -> float:
             payload = {"number": number, "hold_s": HOLD_S}

@@ -9,7 +9,15 @@ from tests.bench.peers import relay
 from tests.bench.report import Row
 from tests.bench.stage import PROMPT, Stage
 from tests.bench.stats import median, quantile
-from tests.bench.streams import OPENAI, SOCKET, Streamed, socket_body, stream
+from tests.bench.streams import (
+    OPENAI,
+    PLAIN,
+    SOCKET,
+    Streamed,
+    socket_body,
+    socket_client,
+    stream,
+)
 
 MAX_MEDIAN_MS = 3.0
 MAX_P99_MS = 10.0
@@ -30,11 +38,9 @@ def warm_row(stage: Stage) -> list[Row]:
     samples: dict[str, list[float]] = {"direct_ms": [], "relay_ms": [], "platform_ms": []}
     with (
         relay(socket) as relay_url,
-        httpx.Client(
-            transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://i", timeout=None
-        ) as direct,
-        httpx.Client(base_url=relay_url, timeout=None, trust_env=False) as relayed,
-        httpx.Client(base_url=stage.local.url, timeout=None, trust_env=False) as platform,
+        socket_client(socket) as direct,
+        httpx.Client(**PLAIN, base_url=relay_url) as relayed,
+        httpx.Client(**PLAIN, base_url=stage.local.url) as platform,
     ):
         ways: dict[str, Callable[[], Streamed]] = {
             "direct_ms": lambda: stream(direct, SOCKET, next(direct_bodies)),

@@ -7,11 +7,15 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
 
 Body = Mapping[str, Any]
+
+# A client's options for loopback. Without `verify=False` each client reads certificates first.
+PLAIN: dict[str, Any] = {"timeout": None, "trust_env": False, "verify": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,12 @@ class Reader:
         return Streamed(self._first_s, self._last_s, end_s, self._tokens)
 
 
+def socket_client(socket: Path) -> httpx.Client:
+    """A client of one instance's Unix socket."""
+    transport = httpx.HTTPTransport(uds=str(socket), verify=False)
+    return httpx.Client(**PLAIN, transport=transport, base_url="http://instance")
+
+
 def stream(client: httpx.Client, dialect: Dialect, body: Body) -> Streamed:
     """One request, read to its end."""
     reader = Reader(dialect)
@@ -108,8 +118,9 @@ def stream(client: httpx.Client, dialect: Dialect, body: Body) -> Streamed:
     return reader.done()
 
 
-async def streams_at_once(url: str, dialect: Dialect, bodies: list[Body]) -> list[Streamed]:
-    """All requests at once, each on a connection of its own."""
+async def tokens_per_s(url: str, dialect: Dialect, bodies: list[Body]) -> float:
+    """All requests at once, each on a connection of its own: the tokens of all, by the time from
+    the first request to the last answer's end."""
 
     async def one(body: Body) -> Streamed:
         reader = Reader(dialect)
@@ -119,10 +130,12 @@ async def streams_at_once(url: str, dialect: Dialect, bodies: list[Body]) -> lis
                 reader.feed(chunk)
         return reader.done()
 
-    async with httpx.AsyncClient(base_url=url, timeout=None, trust_env=False) as client:
+    async with httpx.AsyncClient(**PLAIN, base_url=url) as client:
+        began = time.perf_counter()
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one(body)) for body in bodies]
-        return [task.result() for task in tasks]
+        seconds = time.perf_counter() - began
+        return sum(task.result().tokens for task in tasks) / seconds
 
 
 def _check(status: int, dialect: Dialect) -> None:
