@@ -25,6 +25,7 @@ from stoker.config import Settings
 from stoker.domain import NodeId
 from stoker.errors import Conflict, StorageFull
 from stoker.gateway.app import create_app
+from stoker.gateway.uploads import routes as upload_routes
 from stoker.listener import Listener, bind_tcp, bind_unix
 from stoker.node.agent import Agent
 from stoker.node.cache import LocalCache
@@ -34,8 +35,8 @@ from stoker.node.server import create_agent_app
 from stoker.scheduler.dispatcher import Dispatcher
 from stoker.scheduler.nodes import NodeDirectory
 from stoker.store.catalog import Catalog
-from stoker.store.sqlite import SQLiteStore
-from stoker.telemetry import Metrics, configure_logging
+from stoker.store.sqlite import SqliteStore
+from stoker.telemetry import configure_logging
 
 log = structlog.get_logger(__name__)
 
@@ -61,7 +62,7 @@ async def _serve(settings: Settings, ready_fd: int | None) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
     async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as tasks:
-        store = await SQLiteStore.open(home / "stoker.db")
+        store = await SqliteStore.open(home / "stoker.db")
         stack.push_async_callback(store.close)
         catalog = Catalog(store)
         registry = Registry(home, catalog)
@@ -76,8 +77,8 @@ async def _serve(settings: Settings, ready_fd: int | None) -> None:
             registry=registry,
             leasing=dispatcher,
             nodes=directory,
-            metrics=Metrics(),
             settings=settings,
+            routes=upload_routes(registry),
         )
         gateway = Listener(app, bound, settings.drain_timeout_s)
         serving = tasks.create_task(gateway.run_until_stopped(), name="gateway")
@@ -96,7 +97,7 @@ async def _serve(settings: Settings, ready_fd: int | None) -> None:
 
 @contextlib.asynccontextmanager
 async def _agent(
-    settings: Settings, store: SQLiteStore, registry: Registry, tasks: asyncio.TaskGroup
+    settings: Settings, store: SqliteStore, registry: Registry, tasks: asyncio.TaskGroup
 ) -> AsyncIterator[None]:
     """Runs this machine's agent, registered under a lease, and ends all it started."""
     run_dir, log_dir = settings.home / "run", settings.home / "logs"

@@ -136,11 +136,15 @@ async def test_a_herd_shares_the_starts_that_the_target_wants(tmp_path: Path) ->
     async with run_platform(tmp_path, warm_pool=2) as platform:
         echo = platform.revision("echo", max=2, target=10, hard_limit=10)
         started: set[str] = set()
+        both = asyncio.Event()
 
         async def one(number: int) -> None:
             async with platform.lease(echo, f"r{number}") as lease:
-                started.add(lease.instance_id)
                 assert_contiguous(lease)
+                started.add(lease.instance_id)
+                if len(started) == 2:
+                    both.set()
+                await both.wait()  # so that the first instance cannot serve them all
 
         async with asyncio.TaskGroup() as herd:
             for number in range(40):
