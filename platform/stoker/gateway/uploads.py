@@ -73,10 +73,13 @@ def routes(registry: Registry) -> list[Route]:
 
 
 class UploadHandlers:
+    """The routes' endpoints; what they say of themselves is in the OpenAPI document."""
+
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
 
     async def begin(self, request: Request) -> Response:
+        """Offer files; those that are missing are to be sent."""
         offer = parse(OpenUpload, await read_json(request))
         files = (FileSpec(file.path, file.size_bytes, file.blake3) for file in offer.files)
         found = await self._registry.begin(files, offer.kind, offer.name)
@@ -86,25 +89,30 @@ class UploadHandlers:
         return JSONResponse({"artifact": shown(found)})
 
     async def write(self, request: Request) -> Response:
+        """Send one of the offered files."""
         upload_id, path = request.path_params["upload_id"], request.path_params["path"]
         await self._registry.write(upload_id, path, _body(request))
         return Response(status_code=204)
 
     async def commit(self, request: Request) -> Response:
+        """Make an artifact of what was sent; streams lines of JSON."""
         upload_id = request.path_params["upload_id"]
         name = parse(CommitUpload, await read_json(request) or {}).name
         await self._registry.committable(upload_id, name)
         return CommitResponse(self._registry, upload_id, name, call_of(request))
 
     async def discard(self, request: Request) -> Response:
+        """Forget an upload."""
         await self._registry.discard(request.path_params["upload_id"])
         return Response(status_code=204)
 
     async def checkpoints(self, _request: Request) -> Response:
+        """List checkpoints, oldest first."""
         found = await self._registry.checkpoints()
         return JSONResponse({"checkpoints": [shown(artifact) for artifact in found]})
 
     async def checkpoint(self, request: Request) -> Response:
+        """Describe a checkpoint, by name, name@digest or digest."""
         return JSONResponse(shown(await self._registry.resolve(request.path_params["reference"])))
 
 

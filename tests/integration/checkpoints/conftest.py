@@ -56,7 +56,7 @@ def make_shards(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def specs(folder: Path) -> list[FileSpec]:
+def specs_of(folder: Path) -> list[FileSpec]:
     """What a client offers for the files of a folder."""
     return [
         FileSpec(
@@ -84,7 +84,7 @@ class Pusher:
     async def begin(
         self, folder: Path, kind: Kind = Kind.CHECKPOINT, name: str | None = None
     ) -> Artifact | Upload:
-        return await self.registry.begin(specs(folder), kind, name)
+        return await self.registry.begin(specs_of(folder), kind, name)
 
     async def send(self, folder: Path, upload: Upload) -> None:
         for path in upload.missing:
@@ -183,3 +183,8 @@ def remount_read_only() -> Callable[[Path], None]:
 def push() -> Callable[[Registry], Pusher]:
     """Makes a client of a registry."""
     return lambda registry: Pusher(registry, [])
+
+
+@pytest.fixture
+def specs() -> Callable[[Path], list[FileSpec]]:
+    return specs_of

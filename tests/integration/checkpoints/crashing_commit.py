@@ -5,7 +5,8 @@ a negative status is the signal that ended the process. Processes are forked fro
 has all modules loaded and no threads.
 
 A step is anything that the commit does to the file system through Python (its audit events), a
-report of progress from native code, or an acknowledged write of the store. A commit that ends before its last step says how many it took.
+report of progress from native code, or an acknowledged write of the store. A commit that ends
+before its last step says how many it took.
 """
 
 from __future__ import annotations
