@@ -72,7 +72,7 @@ class Decoder:
         c = self._config
         qkv = layer.qkv(self._norm(x, layer.input_norm))
         qk_width = c.query_width + c.key_width
-        qk = qkv[:, :qk_width].unflatten(1, (-1, c.head_size))
+        qk = qkv[:, :qk_width].view(len(x), -1, c.head_size)
         if layer.head_norm is not None:
             qk = self._norm(qk, layer.head_norm)
         qk = rotate(qk, cos, signed_sin)

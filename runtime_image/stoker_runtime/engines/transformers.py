@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers import AutoConfig, DynamicCache, PreTrainedModel
 
 from stoker_runtime.contract import EngineName
 from stoker_runtime.errors import CheckpointRejected
@@ -33,7 +34,7 @@ class TransformersLM:
     ) -> None:
         self.slots = slots
         self.context_tokens = context_tokens
-        self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
+        self.vocab_size = int(model.config.get_text_config().vocab_size)
         self.eos_ids = eos_ids
         self._model = model
         self._caches: list[DynamicCache | None] = [None] * slots
@@ -81,26 +82,33 @@ def build_model(
     Raises:
         CheckpointRejected: Transformers does not know the architecture, or tensors are missing.
     """
+    kind = getattr(transformers, architecture, None)
+    if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
+        raise _unsupported(architecture, "there is no such model class")
     try:
-        config = AutoConfig.from_pretrained(checkpoint, local_files_only=True)
-        model, report = AutoModelForCausalLM.from_pretrained(
-            checkpoint,
-            config=config,
+        # Without a path nothing is read: the tensors are all that there is.
+        loaded: Any = kind.from_pretrained(
+            None,
+            config=AutoConfig.from_pretrained(checkpoint, local_files_only=True),
             state_dict=dict(tensors),
             dtype="auto",
-            local_files_only=True,
             output_loading_info=True,
         )
     except (ValueError, KeyError, OSError, RuntimeError) as error:
-        raise CheckpointRejected(
-            f"Transformers cannot build {architecture}: {error}; use a causal language model "
-            "that Transformers knows, or a handler of your own",
-            code="architecture_unsupported",
-            param="engine",
-        ) from error
-    _require_all(report)
-    model.eval()
+        raise _unsupported(architecture, str(error)) from error
+    model: PreTrainedModel = loaded[0]
+    _require_all(loaded[1])
+    model.train(False)
     return model
+
+
+def _unsupported(architecture: str, reason: str) -> CheckpointRejected:
+    return CheckpointRejected(
+        f"Transformers cannot build {architecture}: {reason}; deploy a causal language model "
+        "that Transformers knows, or a handler of your own",
+        code="architecture_unsupported",
+        param="engine",
+    )
 
 
 def _require_all(report: Mapping[str, Any]) -> None:

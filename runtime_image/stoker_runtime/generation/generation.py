@@ -152,8 +152,7 @@ class Generation:
         """Held text that turned out to be text: the end of the answer."""
         if self._stops.matched:
             return ""
-        text = self._stops.push(self._detokenizer.flush())
-        return text if self._stops.matched else text + self._stops.flush()
+        return self._stops.push(self._detokenizer.flush()) + self._stops.flush()
 
     def _token_frame(self, index: int, choice: Choice, text: str) -> TokenFrame:
         return TokenFrame(

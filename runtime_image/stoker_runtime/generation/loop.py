@@ -59,6 +59,16 @@ class GenerationLoop:
         return self._engine.name
 
     @property
+    def context_tokens(self) -> int:
+        """Tokens, prompt and answer together, that one generation can have."""
+        return self._engine.context_tokens
+
+    @property
+    def slots(self) -> int:
+        """Generations that run at once; more wait."""
+        return self._engine.slots
+
+    @property
     def fault(self) -> WorkerError | None:
         """Why this loop is broken for good, or None while it works."""
         return self._fault
