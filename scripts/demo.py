@@ -14,23 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from stoker.client import (
-    LocalPlatform,
-    Platform,
-    Turn,
-    chat,
-    deploy,
-    local_platform,
-    request_body,
-    waterfall,
-)
-from stoker.client.local import tail
+from stoker.client.chat import Turn, chat, request_body
+from stoker.client.deploy import deploy
+from stoker.client.failure import elaboration
+from stoker.client.http import Platform
+from stoker.client.local import LocalPlatform, local_platform, tail
 from stoker.client.progress import byte_progress
-from stoker.client.render import milliseconds, origin
+from stoker.client.render import milliseconds, origin, waterfall
 from stoker.domain import PhaseName, Timeline
 from stoker.errors import StokerError
 
@@ -58,9 +51,11 @@ def main() -> int:
         play(console, home)
     except (StokerError, AssertionError) as error:
         console.print(Text(f"\nThe demo failed: {error}", "bold red"))
+        for line in elaboration(error) if isinstance(error, StokerError) else ():
+            console.print(Text(f"  {line}"), soft_wrap=True)
         log = home / "platform.log"
         if log.exists():
-            console.print(Panel(Text(tail(log)), title=f"the end of {log}", border_style="red"))
+            console.print(Text(f"\nThe end of {log}:\n{tail(log)}", "bright_black"), soft_wrap=True)
         return 1
     except KeyboardInterrupt:
         console.print(Text("\nInterrupted; the platform is down.", "yellow"))

@@ -15,7 +15,8 @@ from typer.core import TyperGroup
 from stoker.errors import StokerError
 
 if TYPE_CHECKING:
-    from stoker.client import Platform, Terminal
+    from stoker.client.http import Platform
+    from stoker.client.terminal import Terminal
 
 DEFAULT_URL = "http://127.0.0.1:7717"
 
@@ -58,13 +59,13 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="The function.")]
 
 
 def connect(url: str) -> Platform:
-    from stoker.client import Platform
+    from stoker.client.http import Platform
 
     return Platform(url)
 
 
 def terminal(output: str = "text") -> Terminal:
-    from stoker.client import Terminal
+    from stoker.client.terminal import Terminal
 
     if output not in ("text", "json"):
         raise typer.BadParameter(f"{output!r} is neither text nor json", param_hint="--output")
@@ -116,7 +117,7 @@ def deploy(
     output: Output = "text",
 ) -> None:
     """Deploy a function, with the files its manifest names."""
-    from stoker.client import deploy as deploy_function
+    from stoker.client.deploy import deploy as deploy_function
     from stoker.client.progress import byte_progress
 
     term = terminal(output)
@@ -134,9 +135,9 @@ def push(
     output: Output = "text",
 ) -> None:
     """Bring a checkpoint to the platform's store."""
-    from stoker.client import push as push_files
     from stoker.client.progress import byte_progress
-    from stoker.client.render import details
+    from stoker.client.push import push as push_files
+    from stoker.client.tables import details
     from stoker.local_files import model_files
 
     term = terminal(output)
@@ -214,7 +215,7 @@ def logs(
 @app.command("list")
 def list_functions(url: Url = DEFAULT_URL, output: Output = "text") -> None:
     """List the functions that are deployed, cold ones too."""
-    from stoker.client.render import FUNCTION_COLUMNS, table
+    from stoker.client.tables import FUNCTION_COLUMNS, table
 
     with connect(url) as platform:
         rows = platform.functions()
@@ -224,7 +225,7 @@ def list_functions(url: Url = DEFAULT_URL, output: Output = "text") -> None:
 @app.command()
 def describe(name: Name, url: Url = DEFAULT_URL, output: Output = "text") -> None:
     """Show all that is known of a function."""
-    from stoker.client.render import details
+    from stoker.client.tables import details
 
     with connect(url) as platform:
         body = platform.function(name)
@@ -238,7 +239,7 @@ def ps(
     output: Output = "text",
 ) -> None:
     """List the instances that run, of one function or of all."""
-    from stoker.client.render import INSTANCE_COLUMNS, table
+    from stoker.client.tables import INSTANCE_COLUMNS, table
 
     with connect(url) as platform:
         names = [name] if name else [function["name"] for function in platform.functions()]
@@ -254,7 +255,7 @@ def scale(
     output: Output = "text",
 ) -> None:
     """Start or stop instances until N run; 0 frees everything."""
-    from stoker.client.render import details
+    from stoker.client.tables import details
 
     with connect(url) as platform:
         status = platform.scale(name, replicas)
@@ -264,7 +265,7 @@ def scale(
 @app.command()
 def prewarm(name: Name, url: Url = DEFAULT_URL, output: Output = "text") -> None:
     """Start a first instance before the first request needs it."""
-    from stoker.client.render import details
+    from stoker.client.tables import details
 
     with connect(url) as platform:
         status = platform.prewarm(name)

@@ -11,7 +11,10 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 import yaml
 
-from stoker.client import LocalPlatform, Platform, Turn, chat, deploy, local_platform, request_body
+from stoker.client.chat import Turn, chat, request_body
+from stoker.client.deploy import deploy
+from stoker.client.http import Platform
+from stoker.client.local import LocalPlatform, local_platform
 
 CHAT = "bench-chat"
 PROMPT = "What is the capital of France?"

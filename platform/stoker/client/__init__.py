@@ -1,30 +1,6 @@
-"""The platform's client: what the CLI, the demo and the benchmark talk through."""
+"""The platform's client: what the CLI, the demo and the benchmark talk through.
 
-from stoker.client.chat import Turn, chat, request_body
-from stoker.client.deploy import Deployment, deploy
-from stoker.client.failure import ExitCode, exit_code, next_step
-from stoker.client.http import Deployed, Platform, Reply, Upload
-from stoker.client.local import LocalPlatform, local_platform
-from stoker.client.push import push
-from stoker.client.render import waterfall
-from stoker.client.terminal import Terminal
-
-__all__ = [
-    "Deployed",
-    "Deployment",
-    "ExitCode",
-    "LocalPlatform",
-    "Platform",
-    "Reply",
-    "Terminal",
-    "Turn",
-    "Upload",
-    "chat",
-    "deploy",
-    "exit_code",
-    "local_platform",
-    "next_step",
-    "push",
-    "request_body",
-    "waterfall",
-]
+Import from its modules: `http` the API as calls, `chat` and `invoke` requests, `deploy` and `push`
+files, `local` a platform of one's own, `render`, `tables` and `progress` for terminals, `failure`
+exit codes. Each command of the CLI pays for the imports of what it uses alone.
+"""

@@ -7,15 +7,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
 import httpx
 
 from stoker.client.failure import error_from
-from stoker.client.timeline import timeline_from
-from stoker.domain import Timeline
 from stoker.errors import InstanceLost, PlatformNotReachable
+
+if TYPE_CHECKING:
+    from stoker.domain import Timeline
 
 Json = dict[str, Any]
 
@@ -135,6 +136,8 @@ class Platform:
 
     def startup(self, request_id: str) -> Timeline:
         """Where the request's time went until its first token. Raises RequestNotFound."""
+        from stoker.client.timeline import timeline_from  # brings Pydantic, which most calls spare
+
         return timeline_from(self._json("GET", _path("requests", request_id, "startup")))
 
     # --- checkpoints -------------------------------------------------------------------------

@@ -13,8 +13,10 @@ import pytest
 from rich.console import Console
 from typer.testing import Result
 
-from stoker.client import ExitCode, Platform, Terminal
 from stoker.client.conversation import Conversation
+from stoker.client.failure import ExitCode
+from stoker.client.http import Platform
+from stoker.client.terminal import Terminal
 
 from .conftest import TIMELINE, WAIT_S
 

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from stoker.cli import app as cli
-from stoker.client import ExitCode
+from stoker.client.failure import ExitCode
 
 Stoker = Callable[..., Result]
 COMMANDS = (

@@ -11,7 +11,9 @@ import pytest
 from blake3 import blake3
 from typer.testing import Result
 
-from stoker.client import ExitCode, Platform, push
+from stoker.client.failure import ExitCode
+from stoker.client.http import Platform
+from stoker.client.push import push
 from stoker.errors import BadRequest, CheckpointInvalid
 from stoker.local_files import LocalFile
 

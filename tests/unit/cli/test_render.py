@@ -8,16 +8,8 @@ import pytest
 from rich.console import Console, RenderableType
 
 from stoker.client.progress import ColdStartMeter, byte_progress
-from stoker.client.render import (
-    INSTANCE_COLUMNS,
-    Span,
-    cell,
-    details,
-    milliseconds,
-    size,
-    table,
-    waterfall,
-)
+from stoker.client.render import Span, milliseconds, waterfall
+from stoker.client.tables import INSTANCE_COLUMNS, cell, details, size, table
 from stoker.client.timeline import timeline_from
 
 from .conftest import TIMELINE
