@@ -22,7 +22,7 @@ from stoker.gateway.call import call_of
 from stoker.gateway.encoding import json_response
 from stoker.gateway.events import HOLD_S, PING_S
 from stoker.gateway.functions import Artifacts, Functions
-from stoker.gateway.health import Health, Readiness
+from stoker.gateway.health import Health, Warmth
 from stoker.gateway.instances import Instances
 from stoker.gateway.invocations import Invocations
 from stoker.gateway.invoke import Invoker
@@ -50,13 +50,13 @@ SEED_BITS = 63
 def create_app(
     *,
     catalog: Catalog,
-    artifacts: Artifacts,
+    registry: Artifacts,
     leasing: Leasing,
     settings: Settings,
     instances: Instances | None = None,
     timelines: Timelines | None = None,
     metrics: Metrics | None = None,
-    readiness: Readiness | None = None,
+    nodes: Warmth | None = None,
     routes: Sequence[BaseRoute] = (),
     clock: Callable[[], float] = time.monotonic,
     now: Callable[[], float] = time.time,
@@ -65,17 +65,18 @@ def create_app(
     hold_s: float = HOLD_S,
     ping_s: float = PING_S,
 ) -> Starlette:
-    """The gateway over its collaborators. `routes` are further ones (uploads), whose bodies are
+    """The gateway over its collaborators. `routes` are further ones, whose bodies are
     not bounded here; `clock` must be the one that `leasing` reads. Who gives `instances` closes
     them."""
-    timelines = timelines or Timelines()
-    metrics = metrics or Metrics()
+    timelines = Timelines() if timelines is None else timelines
+    metrics = Metrics() if metrics is None else metrics
     resolver = Resolver(catalog)
-    instances = instances or Instances(lambda: {one.id for one in leasing.instances()})
+    if instances is None:
+        instances = Instances(lambda: {one.id for one in leasing.instances()})
     invoker = Invoker(leasing, instances, timelines, metrics, clock)
     openai = OpenAI(catalog, resolver, invoker, now, draw_seed, hold_s, ping_s)
-    functions = Functions(catalog, artifacts, resolver, leasing, timelines, metrics, now)
-    health = Health(catalog, leasing, metrics, readiness)
+    functions = Functions(catalog, registry, resolver, leasing, timelines, metrics, now)
+    health = Health(catalog, leasing, metrics, nodes)
     operations = _operations(openai, Invocations(openai), functions, health)
     described = document(operations, routes, version("stoker"))
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from stoker.domain import FunctionName
+from stoker.gateway.disconnect import unless_left
 from stoker.gateway.encoding import json_response
 from stoker.scheduler.lease import Leasing
 from stoker.store.catalog import Catalog
 from stoker.telemetry import METRICS_MEDIA_TYPE, Metrics
 
-Readiness = Callable[[bool], Awaitable[dict[str, Any]]]
-"""Facts on the platform; given True it first waits until the warm pool is full."""
+
+class Warmth(Protocol):
+    """The nodes, as far as a probe asks about them."""
+
+    async def warm(self) -> None:
+        """Returns when there is a node and every node's warm pool is full."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +29,7 @@ class Health:
     catalog: Catalog
     leasing: Leasing
     metrics: Metrics
-    readiness: Readiness | None = None
+    nodes: Warmth | None = None
 
     async def live(self, request: Request) -> Response:  # noqa: ARG002
         return json_response({"status": "live"})
@@ -33,8 +38,9 @@ class Health:
         """503 while the catalog cannot be read; `?warm=1` also waits for the warm pool."""
         functions = await self.catalog.functions()
         warm = request.query_params.get("warm", "0") not in {"", "0", "false"}
-        facts = await self.readiness(warm) if self.readiness else {}
-        return json_response({"status": "ready", "functions": len(functions), **facts})
+        if warm and self.nodes is not None:
+            await unless_left(request.receive, self.nodes.warm())
+        return json_response({"status": "ready", "functions": len(functions)})
 
     async def expose(self, request: Request) -> Response:  # noqa: ARG002
         functions = await self.catalog.functions()
