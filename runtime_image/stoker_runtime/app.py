@@ -10,7 +10,7 @@ import orjson
 from pydantic import BaseModel, ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -86,6 +86,7 @@ def build_app(instance: Instance) -> Starlette:
         exception_handlers={
             RuntimeFault: _refuse,
             HTTPException: _refuse_route,
+            ClientDisconnect: _left,
             Exception: _refuse_broken,
         },
     )
@@ -160,6 +161,11 @@ async def _refuse_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     fault = UnknownRoute(f"{request.method} {request.url.path} is not served on this socket")
     return _answer(fault.error, error.status_code)
+
+
+async def _left(_request: Request, _error: Exception) -> Response:
+    """For a client that left while it sent its request; nobody reads this."""
+    return Response(status_code=400)
 
 
 async def _refuse_broken(_request: Request, _error: Exception) -> Response:

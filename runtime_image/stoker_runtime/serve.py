@@ -43,7 +43,8 @@ async def _serve(options: WorkerOptions, on_listening: Callable[[], None]) -> Ex
         code = ExitCode.LOAD_FAILED
         stop.set()
 
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    for told in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(told, stop.set)
     async with asyncio.TaskGroup() as tasks:
         instance = Instance(tasks, load_failed)
         listener = _listen(options.socket_path)

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import gc
 import io
 import json
+import logging
 import os
 import signal
 import sys
@@ -54,15 +56,26 @@ def main(argv: Sequence[str]) -> NoReturn:
     from stoker_runtime.logs import log_to_stderr
 
     log_to_stderr()
-    from stoker_runtime.serve import serve
-    from stoker_runtime.warmup import warm_up
-
-    warm_up()
-    code = serve(options, on_listening=lambda: _announce(options.ready_fd))
+    try:
+        code = _live(options)
+    except Exception:
+        logging.getLogger(__name__).exception("the worker broke")
+        code = ExitCode.BROKEN
     sys.stdout.flush()
     sys.stderr.flush()
     # A user's thread that never returns would hold up the interpreter's own exit for ever.
     os._exit(code)
+
+
+def _live(options: WorkerOptions) -> ExitCode:
+    gc.disable()  # nothing that imports make is garbage, but the collector would go looking
+    from stoker_runtime.serve import serve
+    from stoker_runtime.warmup import warm_up
+
+    warm_up()
+    gc.freeze()
+    gc.enable()
+    return serve(options, on_listening=lambda: _announce(options.ready_fd))
 
 
 def tie_life_to(parent_pid: int) -> None:
