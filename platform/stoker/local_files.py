@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stoker.errors import InvalidManifest, PayloadTooLarge
-from stoker.manifest import Manifest
+from stoker.manifest import MANIFEST_NAME, Manifest
 
 MAX_SOURCE_BYTES = 64 << 20
 MAX_SOURCE_FILES = 1000
 MAX_MODEL_FILES = 10_000
-LEFT_OUT = frozenset({"__pycache__", "node_modules", "function.yaml"})
+LEFT_OUT = frozenset({"__pycache__", "node_modules", MANIFEST_NAME})
+# What the layout leaves out when there is a better copy: uploading it would be in vain.
+PICKLES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +52,18 @@ def local_files(manifest: Manifest, base: Path) -> LocalFiles:
 
 
 def model_files(directory: Path) -> tuple[LocalFile, ...]:
-    """All files of a checkpoint's directory but hidden ones; links to files are followed, because
-    model hubs' local caches are made of them."""
+    """The files of a checkpoint's directory, without hidden ones and without pickles beside
+    safetensors; links to files are followed, because model hubs' local caches are made of them."""
     if not directory.is_dir():
         raise InvalidManifest(
             f"model.uri: there is no directory {directory}; name a directory with .safetensors"
             " files, or store://NAME for a checkpoint that `stoker push` stored",
             param="model.uri",
         )
-    return _collect(directory, "model", MAX_MODEL_FILES, None, without=None)
+    files = _collect(directory, "model", MAX_MODEL_FILES, None, without=None)
+    if not any(file.location.suffix == ".safetensors" for file in files):
+        return files
+    return tuple(file for file in files if file.location.suffix not in PICKLES)
 
 
 def source_files(base: Path, handler: str, *, without: Path | None = None) -> tuple[LocalFile, ...]:
@@ -105,6 +110,6 @@ def _walk(root: Path, kind: str, without: Path | None) -> Iterator[Path]:
 
 
 def _left_out(name: str, kind: str) -> bool:
-    if name.startswith("."):
+    if name.startswith(".") or name in LEFT_OUT:
         return True
-    return kind == "source" and (name in LEFT_OUT or name.upper().startswith("README"))
+    return kind == "source" and name.upper().startswith("README")

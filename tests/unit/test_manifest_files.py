@@ -48,6 +48,15 @@ def test_a_models_directory_is_whole_and_apart_from_the_sources(tmp_path: Path) 
     assert paths_of(found.source) == ["handler.py"]
 
 
+def test_pickles_are_left_out_only_beside_safetensors(tmp_path: Path) -> None:
+    write(tmp_path, "model/pytorch_model.bin", "model/config.json", "model/function.yaml")
+    data = {"name": "a", "model": {"uri": "model"}}
+    # Uploaded, so that the platform refuses it by name.
+    assert paths_of(files_of(data, tmp_path).model) == ["config.json", "pytorch_model.bin"]
+    write(tmp_path, "model/model.safetensors")
+    assert paths_of(files_of(data, tmp_path).model) == ["config.json", "model.safetensors"]
+
+
 def test_links_to_files_are_followed(tmp_path: Path) -> None:
     write(tmp_path, "blobs/abc")
     (tmp_path / "model").mkdir()
