@@ -43,7 +43,7 @@ macro_rules! kinds {
 }
 
 kinds! {
-    #[doc = "A system call failed: the message carries the reason."]
+    #[doc = "A system call failed; `errno` says how."]
     Io { action: &'static str, reason: String, errno: Option<i32> }: "io_error" => "StorageError",
         "{action} failed: {reason}";
     #[doc = "There is nothing at the path."]

@@ -18,4 +18,7 @@ pub mod mapping;
 pub mod pieces;
 pub mod residency;
 
+#[cfg(test)]
+mod fixture;
+
 pub use error::{Error, Kind, Result};

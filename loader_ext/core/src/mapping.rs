@@ -18,9 +18,8 @@ use crate::pieces;
 pub const HUGE_PAGE_BYTES: usize = 2 << 20;
 /// What one `madvise` brings in: long enough to hide the call, short enough to share the work.
 pub const PIECE_BYTES: u64 = 8 << 20;
-/// Readers in flight. On a disk more than one core's worth keeps the queue full; measured best
-/// of 2, 4, 8 and 16 on two cores.
-pub const POPULATE_THREADS: usize = 8;
+/// The fewest readers in flight: one keeps no disk's queue full, however few processors there are.
+const MIN_POPULATE_THREADS: usize = 4;
 const MAX_TRIES: u32 = 16;
 const TOUCH_BYTES: usize = 1 << 20;
 
@@ -181,6 +180,11 @@ impl Drop for Mapping {
         // holds this value.
         unsafe { libc::munmap(self.address.as_ptr().cast(), self.bytes) };
     }
+}
+
+/// Readers in flight unless the caller knows better.
+pub fn populate_threads() -> usize {
+    pieces::processor_threads().max(MIN_POPULATE_THREADS)
 }
 
 /// Brings all pages of the mappings into the page cache and maps them, in file order.

@@ -1,4 +1,7 @@
 //! What the page cache holds of a file: a fact of the kernel's, asked without reading a byte.
+//!
+//! `cachestat` (Linux 6.5) counts by folio, some 100 times faster than `mincore` counts by page;
+//! where it is missing or forbidden `mincore` answers the same question.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -14,6 +17,8 @@ use crate::mapping::page_bytes;
 
 /// Pages that one `mincore` reports on (64 KiB of answers, 256 MiB of file).
 const WINDOW_PAGES: usize = 1 << 16;
+/// The number of `cachestat` on every architecture that Rust's `libc` and we share.
+const SYS_CACHESTAT: libc::c_long = 451;
 
 /// How much of a file, or of all files under a directory, is in the page cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -43,6 +48,42 @@ pub fn resident_bytes(file: &File, path: &Path, file_bytes: u64) -> Result<u64> 
     if !may_ask(file, path)? {
         return Err(Error::new(path, Kind::ResidencyHidden));
     }
+    match count_by_folio(file, file_bytes) {
+        Some(bytes) => Ok(bytes),
+        None => count_by_page(file, path, file_bytes),
+    }
+}
+
+/// Asks `cachestat`; `None` where the kernel or a sandbox does not offer it.
+fn count_by_folio(file: &File, file_bytes: u64) -> Option<u64> {
+    #[repr(C)]
+    struct Range {
+        offset: u64,
+        length: u64,
+    }
+    #[repr(C)]
+    #[derive(Default)]
+    struct Counts {
+        cached: u64,
+        dirty: u64,
+        writeback: u64,
+        evicted: u64,
+        recently_evicted: u64,
+    }
+    // A length of 0 would mean "to the end", which may have moved.
+    if file_bytes == 0 {
+        return Some(0);
+    }
+    let range = Range { offset: 0, length: file_bytes };
+    let mut counts = Counts::default();
+    // SAFETY: both structures have the layout of <linux/mman.h> and outlive the call.
+    let status =
+        unsafe { libc::syscall(SYS_CACHESTAT, file.as_raw_fd(), &range, &mut counts, 0u32) };
+    (status == 0).then(|| (counts.cached * page_bytes() as u64).min(file_bytes))
+}
+
+/// Asks `mincore`.
+fn count_by_page(file: &File, path: &Path, file_bytes: u64) -> Result<u64> {
     let page = page_bytes();
     let mut answers = vec![0u8; WINDOW_PAGES.min((file_bytes as usize).div_ceil(page))];
     let mut resident_pages = 0u64;
@@ -89,4 +130,33 @@ fn may_ask(file: &File, path: &Path) -> Result<bool> {
     let status =
         unsafe { libc::faccessat(libc::AT_FDCWD, path.as_ptr(), libc::W_OK, libc::AT_EACCESS) };
     Ok(status == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::evict::evict;
+    use std::fs;
+    use std::os::unix::fs::FileExt;
+
+    #[test]
+    fn both_ways_of_asking_agree() {
+        let root = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let path = root.path().join("f");
+        let size = (40 << 20) + 5;
+        fs::write(&path, vec![1; size]).unwrap();
+        let size = size as u64;
+        let file = File::open(&path).unwrap();
+        assert_eq!(count_by_page(&file, &path, size), Ok(size));
+        evict(&path).unwrap();
+        assert_eq!(count_by_page(&file, &path, size), Ok(0));
+        file.read_exact_at(&mut [0; 9000], 20 << 20).unwrap();
+        let some = count_by_page(&file, &path, size).unwrap();
+        assert!((9000..size).contains(&some));
+        // Kernels before 6.5, and sandboxes, have the other one alone.
+        if let Some(found) = count_by_folio(&file, size) {
+            assert_eq!(found, some);
+        }
+        assert_eq!(count_by_folio(&file, 0).unwrap_or(0), 0);
+    }
 }

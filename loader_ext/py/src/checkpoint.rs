@@ -86,7 +86,7 @@ impl NativeCheckpoint {
     ) -> PyResult<u64> {
         let mappings = self.mappings(py)?;
         let total = self.checkpoint.checkpoint_bytes();
-        let threads = threads.unwrap_or(mapping::POPULATE_THREADS);
+        let threads = threads.unwrap_or_else(mapping::populate_threads);
         progress::run(py, &callback, |watch| {
             mapping::populate(mappings, threads, |done| watch(done, total))
         })

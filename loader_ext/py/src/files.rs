@@ -4,12 +4,13 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use stoker_loader_core::digest::{self as digests, Digest, FileDigest};
 use stoker_loader_core::inventory::{Links, inventory};
 use stoker_loader_core::mapping::{self, Mapping};
-use stoker_loader_core::{Error, Result, evict as evicting, layout as layouts, residency as cache};
+use stoker_loader_core::{
+    Error, Kind, Result, evict as evicting, layout as layouts, residency as cache,
+};
 
 use crate::errors::to_python;
 use crate::progress::{self, Callback};
@@ -43,7 +44,7 @@ pub fn prefetch(
     progress::run(py, &callback, |watch| {
         let mappings = map_all(&path)?;
         let total = mappings.iter().map(|mapping| mapping.size_bytes() as u64).sum();
-        let threads = threads.unwrap_or(mapping::POPULATE_THREADS);
+        let threads = threads.unwrap_or_else(mapping::populate_threads);
         mapping::populate(&mappings, threads, |done| watch(done, total))
     })
 }
@@ -77,7 +78,7 @@ pub fn verify(
     expected: PyDigest,
     callback: Callback,
 ) -> PyResult<()> {
-    let expected = import_digest(expected)?;
+    let expected = import_digest(&path, expected).map_err(|error| to_python(&error))?;
     progress::run(py, &callback, |watch| {
         let total = total_bytes(&path)?;
         digests::verify(&path, &expected, |done| watch(done, total))
@@ -104,9 +105,8 @@ pub fn layout(
     destination: PathBuf,
     callback: Callback,
 ) -> PyResult<PyLayout> {
-    let report = progress::run(py, &callback, |watch| {
-        layouts::layout(&source, &destination, |done, total| watch(done, total))
-    })?;
+    let report =
+        progress::run(py, &callback, |watch| layouts::layout(&source, &destination, watch))?;
     Ok((
         export_digest(report.digest),
         report.checkpoint_bytes,
@@ -128,12 +128,16 @@ fn export_digest(digest: Digest) -> PyDigest {
     (digest.root, digest.files.into_iter().map(export).collect())
 }
 
-fn import_digest((root, files): PyDigest) -> PyResult<Digest> {
+fn import_digest(path: &Path, (root, files): PyDigest) -> Result<Digest> {
     let import = |(name, size_bytes, chunks): PyFile| {
         let parse = |chunk: &String| u128::from_str_radix(chunk, 16);
-        let chunks = chunks.iter().map(parse).collect::<std::result::Result<_, _>>();
-        let chunks = chunks.map_err(|error| PyValueError::new_err(format!("{name}: {error}")))?;
-        Ok(FileDigest { name, size_bytes, chunks })
+        match chunks.iter().map(parse).collect() {
+            Ok(chunks) => Ok(FileDigest { name, size_bytes, chunks }),
+            Err(error) => {
+                let reason = format!("a chunk of {name:?}: {error}");
+                Err(Error::new(path, Kind::DigestInvalid { reason }))
+            }
+        }
     };
-    Ok(Digest { root, files: files.into_iter().map(import).collect::<PyResult<_>>()? })
+    Ok(Digest { root, files: files.into_iter().map(import).collect::<Result<_>>()? })
 }

@@ -1,16 +1,18 @@
 import os
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import TypeAlias, final
 
 _Path: TypeAlias = str | os.PathLike[str]
 _Progress: TypeAlias = Callable[[int, int], object] | None
 _File: TypeAlias = tuple[str, int, list[str]]
 _Digest: TypeAlias = tuple[str, list[_File]]
 
+@final
 class Buffer:
     def __len__(self) -> int: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
+@final
 class Checkpoint:
     def __new__(cls, path: _Path) -> Checkpoint: ...
     def shards(self) -> list[tuple[str, int]]: ...

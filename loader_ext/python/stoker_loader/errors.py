@@ -20,7 +20,7 @@
     │   ├── ResidencyHiddenError  DigestInvalidError  DestinationExistsError
     │   ├── CheckpointClosedError  UnknownTensorError  UnsupportedDtypeError
     │   └── ModuleMismatchError
-    └── LoadCancelledError              the work was stopped from outside
+    └── LoadCancelledError              the progress callback raised, or a signal arrived
 
 Every leaf has a stable `code`, and each error of the native core is exactly one leaf.
 """
@@ -343,6 +343,6 @@ class ModuleMismatchError(RequestError):
 
 
 class LoadCancelledError(LoaderError):
-    """The work was stopped from outside."""
+    """The progress callback raised, or a signal arrived."""
 
     code = "cancelled"

@@ -21,8 +21,9 @@ class Residency:
 
 
 def residency(path: str | os.PathLike[str]) -> Residency:
-    """Ask the kernel (`mincore`) about a file, or every file under a directory; reads nothing.
+    """Ask the kernel about a file, or every file under a directory; no byte is read.
 
+    Linux answers by `cachestat` since 6.5 and by `mincore` before.
     Raises CheckpointNotFoundError, ResidencyHiddenError, StorageError.
     """
     return Residency(*_native.residency(path))

@@ -29,7 +29,7 @@ class TensorInfo:
 class LoadStats:
     """What a load has cost so far; stages that have not run are 0.
 
-    `resident_bytes_before` is what `mincore` found in the page cache before anything was
+    `resident_bytes_before` is what the kernel counted in the page cache before anything was
     populated; it is 0 with `residency_known` false where the kernel does not tell this user
     (neither owner nor writer of the files). Those bytes came from tier `dram`, the rest from
     `ssd`; `tier` is the one that more bytes came from. `residency_ms` is the time that asking

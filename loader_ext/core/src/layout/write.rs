@@ -56,7 +56,7 @@ pub fn layout(
         })
         .collect();
     let plan = plan(&tensors, &checkpoint.metadata());
-    let (others, skipped) = sort_files(source)?;
+    let (others, skipped) = sort_files(source, &checkpoint)?;
 
     let total = plan.file_bytes + others.iter().map(|entry| entry.size_bytes).sum::<u64>();
     let mut done = 0;
@@ -81,7 +81,7 @@ pub fn layout(
 }
 
 /// The files to copy beside the weights, and the names of those to leave out.
-fn sort_files(source: &Path) -> Result<(Vec<Entry>, Vec<String>)> {
+fn sort_files(source: &Path, checkpoint: &Checkpoint) -> Result<(Vec<Entry>, Vec<String>)> {
     let mut copied = Vec::new();
     let mut skipped = Vec::new();
     if !source.is_dir() {
@@ -90,7 +90,8 @@ fn sort_files(source: &Path) -> Result<(Vec<Entry>, Vec<String>)> {
     for entry in inventory(source, Links::Follow)? {
         let hidden = entry.name.split('/').any(|part| part.starts_with('.'));
         let weights = !entry.name.contains('/') && is_safetensors_name(&entry.name);
-        if entry.name == SINGLE_FILE || entry.name == INDEX_FILE {
+        let merged = checkpoint.shards.iter().any(|shard| shard.name == entry.name);
+        if merged || entry.name == INDEX_FILE {
             continue;
         } else if hidden || weights || is_pickle_name(&entry.name) {
             skipped.push(entry.name);

@@ -1,0 +1,27 @@
+"""The package as others see it: its stub, its names, and that importing it is cheap."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import stoker_loader as sl
+
+PACKAGE = Path(__file__).parents[1]
+
+
+def test_the_stub_is_what_the_native_module_has() -> None:
+    command = [sys.executable, "-m", "mypy.stubtest", "stoker_loader._native"]
+    # `__all__` is pyo3's own, and `__buffer__` has a name at runtime from Python 3.12 on only.
+    allowed = PACKAGE / "tests" / "stub_allowlist.txt"
+    command += ["--ignore-missing-stub", "--ignore-unused-allowlist", f"--allowlist={allowed}"]
+    environment = os.environ | {"MYPYPATH": str(PACKAGE / "python")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_public_name_is_there() -> None:
+    assert all(getattr(sl, name) is not None for name in sl.__all__)
+    assert sl.__all__ == sorted(sl.__all__)
