@@ -80,7 +80,7 @@ class Registry:
         _check_name(kind, name)
         checked = check_files(kind, files)
         known = await self._catalog.artifact_of_source(source_digest(kind, checked))
-        if known is not None and await in_thread(self._shelf.unchanged, known.digest):
+        if known is not None and await self._is_sound(known.digest):
             if name is None or name == known.name:
                 return known
             return await self._catalog.put_artifact(replace(known, name=name))
@@ -173,7 +173,7 @@ class Registry:
     async def recover(self) -> Recovery:
         """Makes the folders and the catalog agree again; to be called before anything else.
 
-        Raises StorageReadOnly, StorageFull when the folders cannot be made.
+        Raises StorageReadOnly, StoreUnusable when something cannot be read or removed.
         """
         removed = await in_thread(self._staging.sweep)
         adopted = []
@@ -190,6 +190,13 @@ class Registry:
         for digest in missing:
             log.warning("the files of %s are gone; push them again", digest)
         return Recovery(removed, tuple(adopted), missing)
+
+    async def _is_sound(self, digest: Digest) -> bool:
+        try:
+            await self.ensure_verified(digest)
+        except (CheckpointInvalid, CheckpointNotFound):
+            return False
+        return True
 
     # --- parts of a commit ------------------------------------------------------------------
 

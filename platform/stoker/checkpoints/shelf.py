@@ -101,14 +101,15 @@ class Shelf:
         """After a start: removes what a crash left half-made or half-removed, records without a
         folder among it; gives the records of the folders that are there."""
         found = []
-        for path in sorted(self.root.iterdir()) if self.root.is_dir() else []:
-            if path.name.startswith((".", GONE_PREFIX)):
-                remove_tree(path)
-            elif path.suffix == ".json":
-                if not path.with_suffix("").is_dir():
+        with disk_errors(self.root):
+            for path in sorted(self.root.iterdir()) if self.root.is_dir() else []:
+                if path.name.startswith((".", GONE_PREFIX)):
                     remove_tree(path)
-                elif (record := read_record(path)) is not None:
-                    found.append(record)
+                elif path.suffix == ".json":
+                    if not path.with_suffix("").is_dir():
+                        remove_tree(path)
+                    elif (record := read_record(path)) is not None:
+                        found.append(record)
         return found
 
     def _write(self, record: Record) -> None:

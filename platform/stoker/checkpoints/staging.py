@@ -137,17 +137,18 @@ class Staging:
         nobody touched for STALE_UPLOAD_S."""
         removed = []
         oldest = self._now() - STALE_UPLOAD_S
-        for folder in list(self.root.iterdir()) if self.root.is_dir() else []:
-            offer = folder / "upload.json"
-            known = _ID.fullmatch(folder.name) and offer.is_file()
-            if not known or offer.stat().st_mtime < oldest:
-                remove_tree(folder)
-                removed.append(folder.name)
-                continue
-            for item in list(folder.iterdir()):
-                if item.name not in {"upload.json", "files"}:
-                    remove_tree(item)
-            (folder / "parts").mkdir()
+        with disk_errors(self.root):
+            for folder in list(self.root.iterdir()) if self.root.is_dir() else []:
+                offer = folder / "upload.json"
+                known = _ID.fullmatch(folder.name) and offer.is_file()
+                if not known or offer.stat().st_mtime < oldest:
+                    remove_tree(folder)
+                    removed.append(folder.name)
+                    continue
+                for item in list(folder.iterdir()):
+                    if item.name not in {"upload.json", "files"}:
+                        remove_tree(item)
+                (folder / "parts").mkdir()
         return tuple(removed)
 
     def _check_space(self, upload: Upload) -> None:

@@ -58,7 +58,7 @@ class CommitUpload(Edge):
 
 
 def routes(registry: Registry) -> list[Route]:
-    """To be mounted without a bound on the body: checkpoints are large, and each file is bounded
+    """To be served without a bound on the body: checkpoints are large, and each file is bounded
     by what was offered."""
     handlers = UploadHandlers(registry)
     upload = "/v1/uploads/{upload_id}"

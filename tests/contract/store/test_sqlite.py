@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import resource
 import sqlite3
 import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -173,6 +175,35 @@ async def test_a_full_disk_is_said_and_once_there_is_space_writing_goes_on(
     store = await SqliteStore.open(small_disk / "s.db")
     assert len((await store.range("k/")).entries) == acknowledged
     assert await store.get("after") is not None
+    await store.close()
+
+
+@contextmanager
+def no_file_longer_than(size_bytes: int) -> Iterator[None]:
+    """Writes beyond it fail with EFBIG: a real system call that fails for no want of space."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+async def test_after_a_failed_write_nothing_is_acknowledged_until_the_file_is_read_again(
+    tmp_path: Path,
+) -> None:
+    store = await SqliteStore.open(tmp_path / "s.db")
+    await store.commit([], [Put("before", b"1")])
+    with no_file_longer_than(64 << 10), pytest.raises(StoreUnusable, match="disk I/O error"):
+        await store.commit([], [Put("large", os.urandom(512 << 10))])
+    with pytest.raises(StoreUnusable, match="disk I/O error"):
+        await store.commit([], [Put("after", b"")])
+    assert await store.get("before") is not None
+    await store.close()
+
+    store = await SqliteStore.open(tmp_path / "s.db")
+    assert [entry.key for entry in (await store.range("")).entries] == ["before"]
+    await store.commit([], [Put("after", b"")])
     await store.close()
 
 

@@ -16,7 +16,6 @@ from starlette.types import ASGIApp, Message
 import stoker_loader
 from stoker.config import Settings
 from stoker.gateway.app import create_app
-from stoker.gateway.uploads import routes
 from stoker.store.catalog import Catalog
 
 TINY_BODY_BYTES = 1024  # the bound of ordinary routes; uploads go beyond it
@@ -36,7 +35,6 @@ def app(pusher: Any, catalog: Catalog, home: Path) -> ASGIApp:
         registry=pusher.registry,
         leasing=NoInstances(),  # type: ignore[arg-type]
         settings=Settings(home=home, max_body_bytes=TINY_BODY_BYTES),
-        routes=routes(pusher.registry),
     )
 
 

@@ -467,6 +467,14 @@ async def test_a_copy_with_the_right_bytes_is_read_once_and_then_known(
     assert record.read_bytes() != before
 
 
+async def test_a_folder_that_was_only_touched_is_not_pushed_again(
+    pusher: Any, checkpoint: Path
+) -> None:
+    artifact = await pusher.push(checkpoint, "small")
+    os.utime(weights_of(pusher, artifact), (1, 1))
+    assert await pusher.begin(checkpoint) == artifact
+
+
 async def test_a_folder_that_was_removed_is_said_and_can_be_pushed_again(
     pusher: Any, checkpoint: Path
 ) -> None:
