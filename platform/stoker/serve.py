@@ -23,9 +23,9 @@ import uvloop
 from stoker.checkpoints.registry import Registry
 from stoker.config import Settings
 from stoker.domain import NodeId
-from stoker.errors import Conflict, StorageFull
+from stoker.errors import BadRequest, Conflict, StorageFull
 from stoker.gateway.app import create_app
-from stoker.gateway.uploads import routes as upload_routes
+from stoker.gateway.instances import Instances
 from stoker.listener import Listener, bind_tcp, bind_unix
 from stoker.node.agent import Agent
 from stoker.node.cache import LocalCache
@@ -37,6 +37,8 @@ from stoker.scheduler.nodes import NodeDirectory
 from stoker.store.catalog import Catalog
 from stoker.store.sqlite import SqliteStore
 from stoker.telemetry import configure_logging
+
+MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un of Linux, without the final zero: unix(7)
 
 log = structlog.get_logger(__name__)
 
@@ -54,31 +56,34 @@ def run(settings: Settings, ready_fd: int | None = None) -> None:
 
 
 async def _serve(settings: Settings, ready_fd: int | None) -> None:
-    home = settings.home
-    bound = bind_tcp(settings.host, settings.port)
-    url = f"http://{settings.host}:{bound.getsockname()[1]}"
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
-    async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as tasks:
-        store = await SqliteStore.open(home / "stoker.db")
-        stack.push_async_callback(store.close)
+    async with contextlib.AsyncExitStack() as closing:
+        bound = closing.enter_context(bind_tcp(settings.host, settings.port))
+        url = f"http://{settings.host}:{bound.getsockname()[1]}"
+        store = await SqliteStore.open(settings.home / "stoker.db")
+        closing.push_async_callback(store.close)
         catalog = Catalog(store)
-        registry = Registry(home, catalog)
+        registry = Registry(settings.home, catalog)
         await registry.recover()
+        deployed = [await catalog.revision(f.latest) for f in await catalog.functions()]
+        tasks = await closing.enter_async_context(asyncio.TaskGroup())
         directory = NodeDirectory(store, tasks)
         dispatcher = Dispatcher(directory, tasks, clock=time.monotonic, wall_clock=time.time)
-        for function in await catalog.functions():
-            await dispatcher.deployed(await catalog.revision(function.latest))
+        for revision in deployed:
+            await dispatcher.deployed(revision)
         following = tasks.create_task(dispatcher.run(), name="follow nodes")
+        instances = Instances(lambda: {instance.id for instance in dispatcher.instances()})
+        closing.push_async_callback(instances.close)
         app = create_app(
             catalog=catalog,
             registry=registry,
             leasing=dispatcher,
+            instances=instances,
             nodes=directory,
             settings=settings,
-            routes=upload_routes(registry),
         )
         gateway = Listener(app, bound, settings.drain_timeout_s)
         serving = tasks.create_task(gateway.run_until_stopped(), name="gateway")
@@ -146,6 +151,13 @@ def _worker_names() -> Callable[[], str]:
 @contextlib.contextmanager
 def _home(home: Path) -> Iterator[None]:
     """Makes the home directory, for this user only, and keeps other platforms out of it."""
+    longest = home / "run" / f"{_worker_names()()}.sock"
+    if len(os.fsencode(longest)) > MAX_SOCKET_PATH_BYTES:
+        raise BadRequest(
+            f"{home} is too long a path for Unix sockets ({MAX_SOCKET_PATH_BYTES} bytes in all); "
+            "choose a shorter one with --home DIR",
+            param="home",
+        )
     try:
         for folder in (home, home / "run", home / "logs", home / "checkpoints"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
