@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.metadata import version
 
 import structlog
@@ -13,15 +13,16 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import Route
 from structlog.typing import FilteringBoundLogger
 
+from stoker.checkpoints.registry import Registry
 from stoker.config import Settings
 from stoker.errors import BadRequest, StokerError
 from stoker.gateway.call import call_of
 from stoker.gateway.encoding import json_response
 from stoker.gateway.events import HOLD_S, PING_S
-from stoker.gateway.functions import Artifacts, Functions
+from stoker.gateway.functions import Functions
 from stoker.gateway.health import Health, Warmth
 from stoker.gateway.instances import Instances
 from stoker.gateway.invocations import Invocations
@@ -39,6 +40,7 @@ from stoker.gateway.schema import (
     ScaleRequest,
 )
 from stoker.gateway.timelines import Timelines
+from stoker.gateway.uploads import routes as upload_routes
 from stoker.manifest import Manifest
 from stoker.scheduler.lease import Leasing
 from stoker.store.catalog import Catalog
@@ -50,14 +52,13 @@ SEED_BITS = 63
 def create_app(
     *,
     catalog: Catalog,
-    registry: Artifacts,
+    registry: Registry,
     leasing: Leasing,
     settings: Settings,
     instances: Instances | None = None,
     timelines: Timelines | None = None,
     metrics: Metrics | None = None,
     nodes: Warmth | None = None,
-    routes: Sequence[BaseRoute] = (),
     clock: Callable[[], float] = time.monotonic,
     now: Callable[[], float] = time.time,
     draw_seed: Callable[[], int] = lambda: secrets.randbits(SEED_BITS),
@@ -65,9 +66,8 @@ def create_app(
     hold_s: float = HOLD_S,
     ping_s: float = PING_S,
 ) -> Starlette:
-    """The gateway over its collaborators. `routes` are further ones, whose bodies are
-    not bounded here; `clock` must be the one that `leasing` reads. Who gives `instances` closes
-    them."""
+    """The gateway over its collaborators. `clock` must be the one that `leasing` reads, `now`
+    gives Unix seconds. Who gives `instances` closes them."""
     timelines = Timelines() if timelines is None else timelines
     metrics = Metrics() if metrics is None else metrics
     resolver = Resolver(catalog)
@@ -78,14 +78,15 @@ def create_app(
     functions = Functions(catalog, registry, resolver, leasing, timelines, metrics, now)
     health = Health(catalog, leasing, metrics, nodes)
     operations = _operations(openai, Invocations(openai), functions, health)
-    described = document(operations, routes, version("stoker"))
+    uploads = upload_routes(registry)
+    described = document(operations, uploads, version("stoker"))
 
     async def openapi(request: Request) -> Response:  # noqa: ARG001
         return json_response(described)
 
     bounded = [Middleware(BodyBound, max_body_bytes=settings.max_body_bytes)]
     return Starlette(
-        routes=[*routes_of(operations, bounded), Route("/openapi.json", openapi), *routes],
+        routes=[*routes_of(operations, bounded), Route("/openapi.json", openapi), *uploads],
         middleware=[
             Middleware(Entry, metrics=metrics, clock=clock, log=log or structlog.get_logger())
         ],

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import yaml
 from starlette.requests import Request
 from starlette.responses import Response
 
+from stoker.checkpoints.registry import Registry
 from stoker.domain import Artifact, Function, FunctionName, Revision
 from stoker.errors import BadRequest, InvalidManifest
 from stoker.gateway.call import call_of
@@ -27,20 +28,12 @@ from stoker.store.catalog import Catalog
 from stoker.telemetry import Metrics
 
 
-class Artifacts(Protocol):
-    """The checkpoint store, as far as a deploy needs it."""
-
-    async def resolve(self, uri: str) -> Artifact:
-        """What `store://NAME[@digest]` or `blake3:...` names. Raises CheckpointNotFound."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Functions:
     """Everything under /v1/functions but invocations. `now` gives Unix seconds."""
 
     catalog: Catalog
-    artifacts: Artifacts
+    registry: Registry
     resolver: Resolver
     leasing: Leasing
     timelines: Timelines
@@ -82,9 +75,9 @@ class Functions:
         if manifest.model is not None:
             directory = manifest.model.directory is not None
             uri = manifest.model.digest or (None if directory else manifest.model.uri)
-            checkpoint = await self.artifacts.resolve(uri) if uri else None
+            checkpoint = await self.registry.resolve(uri) if uri else None
         if manifest.source is not None:
-            source = await self.artifacts.resolve(manifest.source.digest)
+            source = await self.registry.resolve(manifest.source.digest)
         return checkpoint, source
 
     # --- look -------------------------------------------------------------------------------

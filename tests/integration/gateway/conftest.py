@@ -12,11 +12,11 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
-from integration.gateway.peer import MemoryLeasing, Peer
 
+from integration.gateway.peer import MemoryLeasing, Peer
+from stoker.checkpoints.registry import Registry
 from stoker.config import Settings
 from stoker.domain import Artifact, Digest, EngineName, FunctionName, Revision, RuntimeSpec
-from stoker.errors import CheckpointNotFound
 from stoker.gateway.app import create_app
 from stoker.gateway.instances import Instances
 from stoker.gateway.timelines import Timelines
@@ -30,15 +30,6 @@ MAX_BODY_BYTES = 64 << 10
 HOLD_S = 0.05  # in place of 15 s, where a test wants to see what comes after it
 SEED = 4711
 CHECKPOINT = Artifact(Digest("blake3:" + "a" * 64), size_bytes=1234, name="smol")
-
-
-class MemoryArtifacts:
-    """A checkpoint store that knows one checkpoint."""
-
-    async def resolve(self, uri: str) -> Artifact:
-        if uri in {"store://smol", CHECKPOINT.digest}:
-            return CHECKPOINT
-        raise CheckpointNotFound(f"no checkpoint {uri!r} was pushed", param=uri)
 
 
 @dataclass
@@ -79,13 +70,14 @@ async def platform(sockets: Path, request: pytest.FixtureRequest) -> AsyncIterat
 async def platform_over(sockets: Path, **options: object) -> AsyncIterator[Platform]:
     store = MemoryStore()
     catalog = Catalog(store)
+    await catalog.put_artifact(CHECKPOINT)
     leasing, peer = MemoryLeasing(), Peer(sockets / "a.sock")
     leasing.add("instance-a", peer)
     timelines, metrics = Timelines(), Metrics()
     instances = Instances(lambda: set(leasing.peers))
     app = create_app(
         catalog=catalog,
-        registry=MemoryArtifacts(),
+        registry=Registry(sockets / "home", catalog),
         leasing=leasing,
         settings=Settings(home=sockets, max_body_bytes=MAX_BODY_BYTES),
         instances=instances,

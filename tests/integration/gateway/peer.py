@@ -103,7 +103,7 @@ class Peer:
     def __init__(self, socket: Path) -> None:
         self.socket = socket
         self.requests: list[GenerateRequest | EmbedRequest | InvokeRequest] = []
-        self.connections: set[object] = set()
+        self.connections_made = 0
         self.client_left = asyncio.Event()
         self._scripts: deque[Script] = deque()
         self._app = Starlette(
@@ -121,6 +121,14 @@ class Peer:
     @contextlib.asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
         server = Listener(self._app, bind_unix(self.socket), drain_timeout_s=1)
+        server.config.load()
+        make = server.config.http_protocol_class
+
+        def counted(*args, **named):
+            self.connections_made += 1
+            return make(*args, **named)
+
+        server.config.http_protocol_class = counted
         async with asyncio.TaskGroup() as tasks:
             serving = tasks.create_task(server.run_until_stopped())
             await server.listening.wait()
@@ -134,7 +142,6 @@ class Peer:
     ) -> Callable[[Request], object]:
         async def endpoint(request: Request) -> Response:
             self.requests.append(model.model_validate_json(await request.body()))
-            self.connections.add(request.scope["client"] or id(request.scope["server"]))
             script = self._scripts.popleft()
             if isinstance(script[0], Refuse):
                 return Response(script[0].error.model_dump_json(), status_code=script[0].status)
@@ -210,6 +217,7 @@ class MemoryLeasing:
         self.log_lines: asyncio.Queue[str | None] = asyncio.Queue()
         self.log_closed = asyncio.Event()
         self.idle = asyncio.Event()  # set whenever the last lease was released
+        self.on_idle: Callable[[], None] = lambda: None  # ... and when a wait was given up
         self._waiting = 0
 
     def add(self, name: str, peer: Peer) -> None:
@@ -235,6 +243,7 @@ class MemoryLeasing:
                 await self.starting.released.wait()
             finally:
                 self._waiting -= 1
+                self.on_idle()
         instance = next(name for name in self.peers if name not in self.suspected)
         granted_at = self.clock()
         lease = Lease(

@@ -6,10 +6,10 @@ import asyncio
 
 import openai
 import pytest
-from integration.gateway.conftest import SEED, Platform
-from integration.gateway.peer import events_of, token, words
 from openai.types.chat import ChatCompletionChunk
 
+from integration.gateway.conftest import SEED, Platform
+from integration.gateway.peer import events_of, token, words
 from stoker_runtime.contract import DoneFrame, FinishReason, PromptFrame, TokenFrame, TokenLogprob
 
 HELLO = [{"role": "user", "content": "Hello?"}]
@@ -78,7 +78,10 @@ async def test_every_sampling_parameter_reaches_the_instance(platform: Platform)
         model="chat",
         messages=[
             {"role": "developer", "content": "Be brief."},
-            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}],
+            },
             {"role": "assistant", "content": "c"},
             {"role": "user", "content": "d", "name": "Dora"},
         ],
@@ -138,9 +141,7 @@ async def test_log_probabilities(platform: Platform) -> None:
             TokenLogprob(token=8, text="e", logprob=-1.5),
         ),
     )
-    end = DoneFrame(
-        epoch=0, finish_reason=FinishReason.STOP, prompt_tokens=1, completion_tokens=1
-    )
+    end = DoneFrame(epoch=0, finish_reason=FinishReason.STOP, prompt_tokens=1, completion_tokens=1)
     platform.peer.will([[PromptFrame(epoch=0, prompt_ids=(1,)), frame, end]])
     answer = await platform.client.chat.completions.create(
         model="chat", messages=HELLO, logprobs=True, top_logprobs=2
@@ -218,7 +219,7 @@ async def test_bad_parameters_are_named(
 ) -> None:
     with pytest.raises(openai.BadRequestError) as raised:
         await platform.client.chat.completions.create(
-            **{"model": "chat", "messages": HELLO}, extra_body=parameters
+            model="chat", messages=HELLO, extra_body=parameters
         )
     assert raised.value.param == param
     assert says in raised.value.message
