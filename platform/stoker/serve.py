@@ -76,7 +76,7 @@ async def _serve(settings: Settings, ready_fd: int | None) -> None:
             await dispatcher.deployed(revision)
         following = tasks.create_task(dispatcher.run(), name="follow nodes")
         instances = Instances(lambda: {instance.id for instance in dispatcher.instances()})
-        closing.push_async_callback(instances.close)
+        closing.push_async_callback(instances.aclose)
         app = create_app(
             catalog=catalog,
             registry=registry,
@@ -89,7 +89,7 @@ async def _serve(settings: Settings, ready_fd: int | None) -> None:
         serving = tasks.create_task(gateway.run_until_stopped(), name="gateway")
         async with _agent(settings, store, registry, tasks):
             await gateway.listening.wait()
-            log.info("listening", url=url, home=str(home))
+            log.info("listening", url=url, home=str(settings.home))
             announcing = tasks.create_task(_announce(directory, url, ready_fd), name="announce")
             await stopping.wait()
             log.info("stopping", drain_timeout_s=settings.drain_timeout_s)
