@@ -9,6 +9,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from stoker.checkpoints.files import FileSpec
+from stoker.checkpoints.staging import upload_not_found
 from stoker.checkpoints.waiting import in_thread
 from stoker.errors import BadRequest, CheckpointInvalid
 from stoker.store.disk import disk_errors
@@ -20,7 +21,8 @@ async def receive(file: FileSpec, stream: AsyncIterator[bytes], part: Path) -> N
     """Writes `stream` to the new file `part`, which is complete and on the disk afterwards.
 
     Raises BadRequest (longer or shorter than offered), CheckpointInvalid (other bytes than
-    offered), StorageFull, StorageReadOnly, and what the stream raises; then no part remains.
+    offered), UploadNotFound, StorageFull, StorageReadOnly, and what the stream raises; then no
+    part remains.
     """
     writer = _PartWriter(part)
     complete = False
@@ -67,7 +69,10 @@ class _PartWriter:
     def open(self) -> None:
         with disk_errors(self._path):
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._descriptor = os.open(self._path, flags, 0o600)
+            try:
+                self._descriptor = os.open(self._path, flags, 0o600)
+            except FileNotFoundError:  # its upload was discarded meanwhile
+                raise upload_not_found(self._path.parent.parent.name) from None
 
     def write(self, piece: bytearray) -> None:
         assert self._descriptor is not None

@@ -95,7 +95,7 @@ class Staging:
         try:
             offer = _OFFER.validate_json(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError, ValidationError) as error:
-            raise _not_found(upload_id) from error
+            raise upload_not_found(upload_id) from error
         complete = self.folder(upload_id) / "files"
         missing = tuple(
             file.path for file in offer.files if not _is_complete(complete / file.path, file)
@@ -106,7 +106,7 @@ class Staging:
     def folder(self, upload_id: str) -> Path:
         """Raises UploadNotFound for what cannot be an upload's id."""
         if not _ID.fullmatch(upload_id):
-            raise _not_found(upload_id)
+            raise upload_not_found(upload_id)
         return self.root / upload_id
 
     def new_part(self, upload: Upload) -> Path:
@@ -125,7 +125,7 @@ class Staging:
                 sync_directory(target.parent)
                 os.utime(folder / "upload.json", (self._now(), self._now()))
             except FileNotFoundError:
-                raise _not_found(upload.id) from None
+                raise upload_not_found(upload.id) from None
 
     def discard(self, upload_id: str) -> None:
         """Forgets an upload and all its files; one that is not there is forgotten already."""
@@ -187,7 +187,7 @@ def _is_complete(path: Path, file: FileSpec) -> bool:
         return False
 
 
-def _not_found(upload_id: str) -> UploadNotFound:
+def upload_not_found(upload_id: str) -> UploadNotFound:
     return UploadNotFound(
         f"no upload {upload_id[:64]!r} is under way; begin again with POST /v1/uploads",
         param="upload_id",
