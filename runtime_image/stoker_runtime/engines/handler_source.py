@@ -88,6 +88,9 @@ def _import(source_path: Path, file_name: str, module_name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # pickle and dataclasses look their module up here
     sys.path.insert(0, str(root))
+    # The folder is a verified artifact that other instances share: compiled bytecode beside the
+    # sources would be a file that its digest does not name.
+    sys.dont_write_bytecode = True
     try:
         spec.loader.exec_module(module)
     except BaseException as error:
