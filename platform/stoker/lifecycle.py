@@ -57,10 +57,9 @@ INSTANCE: Mapping[tuple[InstanceState, InstanceEvent], InstanceState] = {
 
 
 class WorkerState(StrEnum):
-    """A worker process as its agent sees it."""
+    """A worker process as the agent sees it, from the moment an instance claims it."""
 
-    SPAWNED = "spawned"  # importing, not yet listening
-    BLANK = "blank"  # in the warm pool
+    BLANK = "blank"  # in the warm pool, or on its way there
     LOADING = "loading"  # claimed by an instance
     SERVING = "serving"
     ENDING = "ending"  # told to stop
@@ -68,7 +67,6 @@ class WorkerState(StrEnum):
 
 
 class WorkerEvent(StrEnum):
-    LISTENING = "listening"
     CLAIMED = "claimed"
     LOADED = "loaded"
     TERMINATED = "terminated"
@@ -76,20 +74,12 @@ class WorkerEvent(StrEnum):
 
 
 WORKER: Mapping[tuple[WorkerState, WorkerEvent], WorkerState] = {
-    (WorkerState.SPAWNED, WorkerEvent.LISTENING): WorkerState.BLANK,
-    (WorkerState.SPAWNED, WorkerEvent.TERMINATED): WorkerState.ENDING,
-    (WorkerState.SPAWNED, WorkerEvent.EXITED): WorkerState.DEAD,
     (WorkerState.BLANK, WorkerEvent.CLAIMED): WorkerState.LOADING,
-    (WorkerState.BLANK, WorkerEvent.TERMINATED): WorkerState.ENDING,
-    (WorkerState.BLANK, WorkerEvent.EXITED): WorkerState.DEAD,
     (WorkerState.LOADING, WorkerEvent.LOADED): WorkerState.SERVING,
     (WorkerState.LOADING, WorkerEvent.TERMINATED): WorkerState.ENDING,
     (WorkerState.LOADING, WorkerEvent.EXITED): WorkerState.DEAD,
     (WorkerState.SERVING, WorkerEvent.TERMINATED): WorkerState.ENDING,
     (WorkerState.SERVING, WorkerEvent.EXITED): WorkerState.DEAD,
-    (WorkerState.ENDING, WorkerEvent.LOADED): WorkerState.ENDING,
-    (WorkerState.ENDING, WorkerEvent.LISTENING): WorkerState.ENDING,
-    (WorkerState.ENDING, WorkerEvent.TERMINATED): WorkerState.ENDING,
     (WorkerState.ENDING, WorkerEvent.EXITED): WorkerState.DEAD,
 }
 
