@@ -1,7 +1,12 @@
-"""Connections to instances: one keep-alive HTTP client a Unix socket, and their line streams."""
+"""Connections to instances: one keep-alive HTTP client a Unix socket, and their line streams.
+
+The client is httpx's transport alone: cookies, redirects, proxies and authentication have no
+place on this hop, and doing without them halves what it costs.
+"""
 
 from __future__ import annotations
 
+import ssl
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -26,6 +31,14 @@ SILENCE_TIMEOUT_S = 3600.0  # between two pieces of an answer: a handler may com
 KEEPALIVE_S = 4.0  # below the 5 s after which a worker closes an idle connection: never a race
 MAX_LINE_BYTES = 64 << 20  # of one event
 
+_ORIGIN = httpx.URL("http://instance")
+_HEADERS = {
+    "host": "instance",
+    "content-type": "application/json",
+    "accept-encoding": "identity",
+}
+_TIMEOUT = httpx.Timeout(SILENCE_TIMEOUT_S, connect=CONNECT_TIMEOUT_S).as_dict()
+
 
 class Unreachable(InstanceLost):
     """Nothing was sent: the instance's socket takes no connection."""
@@ -33,7 +46,7 @@ class Unreachable(InstanceLost):
 
 @dataclass(slots=True)
 class _Peer:
-    client: httpx.AsyncClient
+    client: httpx.AsyncHTTPTransport
     streams: int = 0
 
 
@@ -61,14 +74,15 @@ class Instances:
         peer = await self._peer(lease)
         peer.streams += 1
         try:
-            request = peer.client.build_request(
+            request = httpx.Request(
                 "POST",
-                exchange.path,
+                _ORIGIN.copy_with(path=exchange.path),
+                headers=_HEADERS,
                 content=exchange.body(),
-                headers={"content-type": "application/json"},
+                extensions={"timeout": _TIMEOUT},
             )
             try:
-                response = await peer.client.send(request, stream=True)
+                response = await peer.client.handle_async_request(request)
             except httpx.ConnectError as error:
                 raise Unreachable(_lost(lease, error)) from error
             except httpx.TransportError as error:
@@ -205,18 +219,17 @@ async def _read(lease: Lease, response: httpx.Response) -> bytes:
         raise InstanceLost(_lost(lease, error)) from error
 
 
-def _client(lease: Lease) -> httpx.AsyncClient:
+def _client(lease: Lease) -> httpx.AsyncHTTPTransport:
     limits = httpx.Limits(
         max_connections=MAX_CONNECTIONS,
         max_keepalive_connections=MAX_CONNECTIONS,
         keepalive_expiry=KEEPALIVE_S,
     )
-    return httpx.AsyncClient(
-        transport=httpx.AsyncHTTPTransport(uds=str(lease.socket), limits=limits),
-        base_url="http://instance",
-        timeout=httpx.Timeout(SILENCE_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
-        headers={"accept-encoding": "identity"},
-        trust_env=False,
+    # Nothing is encrypted on a Unix socket, but without a context of ours httpx would spend tens
+    # of milliseconds of a cold start on reading the machine's certificates.
+    unused = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    return httpx.AsyncHTTPTransport(
+        uds=str(lease.socket), limits=limits, verify=unused, trust_env=False
     )
 
 

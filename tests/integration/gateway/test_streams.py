@@ -327,3 +327,19 @@ async def test_what_users_send_is_never_logged(
     logged = printed.out + printed.err + caplog.text
     assert "request" in logged
     assert secret not in logged
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_bug_is_answered_in_shape_and_its_message_is_not_logged(
+    platform: Platform, stream: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    platform.leasing.refusal = RuntimeError("quotes-the-user")
+    response = await platform.http.post("/v1/chat/completions", json={**BODY, "stream": stream})
+    assert response.status_code == 500
+    error = response.json()["error"]
+    assert error["code"] == "internal_error"
+    assert error["request_id"] == response.headers["x-request-id"]
+    printed = capsys.readouterr().out
+    assert "RuntimeError" in printed
+    assert response.headers["x-request-id"] in printed
+    assert "quotes-the-user" not in printed + response.text
