@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from contextlib import aclosing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -117,11 +118,9 @@ async def test_a_long_prompt_does_not_stall_its_neighbour(both: Parts, start: St
                 break
         await running.answer("y" * (4 * PREFILL_CHUNK), max_tokens=1)
     calls = running.engine.calls
-    newcomer = [
-        at for at, (kind, slots, _) in enumerate(calls) if (kind, slots) == ("prefill", (1,))
-    ]
+    newcomer = [at for at, call in enumerate(calls) if call[:2] == ("prefill", (1,))]
     assert len(newcomer) == 4
-    for before, after in zip(newcomer, newcomer[1:], strict=False):
+    for before, after in pairwise(newcomer):
         assert [kind for kind, _, _ in calls[before + 1 : after]] == ["decode"]
 
 
