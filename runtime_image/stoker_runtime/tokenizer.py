@@ -14,8 +14,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from stoker_runtime.contract import ChatMessage
+from stoker_runtime.detokenizer import Detokenizer, detokenizer_factory
 from stoker_runtime.errors import CheckpointRejected, InvalidRequest
-from stoker_runtime.generation.detokenizer import Detokenizer, detokenizer_factory
 from stoker_runtime.weights import read_json
 
 TOKENIZER_FILE = "tokenizer.json"

@@ -15,8 +15,8 @@ from stoker_runtime.contract import (
     TokenLogprob,
     WorkerError,
 )
+from stoker_runtime.detokenizer import Detokenizer
 from stoker_runtime.errors import InvalidRequest
-from stoker_runtime.generation.detokenizer import Detokenizer
 from stoker_runtime.generation.lifecycle import Event, State, advance
 from stoker_runtime.generation.sampler import Choice, Sampler
 from stoker_runtime.generation.stops import StopMatcher

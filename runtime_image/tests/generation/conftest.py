@@ -26,9 +26,9 @@ from stoker_runtime.contract import (
     Sampling,
     TokenFrame,
 )
+from stoker_runtime.detokenizer import byte_level_spelling
 from stoker_runtime.engines.base import TextEngine
 from stoker_runtime.generation import Bounds, GenerationLoop
-from stoker_runtime.generation.detokenizer import byte_level_spelling
 from stoker_runtime.models import load_text_model
 from stoker_runtime.tokenizer import TextTokenizer
 

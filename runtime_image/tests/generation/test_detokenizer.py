@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from stoker_runtime.generation.detokenizer import detokenizer_factory
+from stoker_runtime.detokenizer import detokenizer_factory
 
 from .conftest import byte_tokenizer
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from stoker_runtime.contract import ChatMessage, ErrorFrame, FinishReason, TokenFrame
+from stoker_runtime.detokenizer import Detokenizer
 from stoker_runtime.errors import EngineFailed, InvalidRequest, Overloaded, RuntimeFault
 from stoker_runtime.generation import Bounds
-from stoker_runtime.generation.detokenizer import Detokenizer
 
 from .conftest import CONTEXT_TOKENS, PREFILL_CHUNK, SLOTS, Parts, StartLoop, answer, request
 
