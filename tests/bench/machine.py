@@ -21,6 +21,7 @@ def machine(home: Path) -> Machine:
         python=platform.python_version(),
         torch=version("torch"),
         filesystem=_filesystem(home),
+        load_before=os.getloadavg()[0],
     )
 
 

@@ -26,6 +26,7 @@ class Machine(_Model):
     python: str
     torch: str
     filesystem: str
+    load_before: float  # runnable processes, mean of the minute before: others that compete
 
 
 class Row(_Model):
@@ -94,7 +95,7 @@ def markdown(report: Report) -> str:
         "",
         f"{machine.cpu}, {machine.cores} cores, {machine.memory_bytes / 2**30:.0f} GiB, "
         f"Linux {machine.kernel}, {machine.filesystem}, Python {machine.python}, "
-        f"torch {machine.torch}. "
+        f"torch {machine.torch}; load before the run {machine.load_before:.1f}. "
         + ", ".join(f"{name} {value}" for name, value in report.parameters.items())
         + ".",
         "",

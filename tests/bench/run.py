@@ -39,6 +39,7 @@ def run(
     began = time.monotonic()
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     head, dirty = commit(root)
+    here = machine(home)
     rows: list[Row] = []
     gc.disable()  # the client's own collector must not sit in a sample
     try:
@@ -56,7 +57,7 @@ def run(
         duration_s=round(time.monotonic() - began, 1),
         commit=head,
         dirty=dirty,
-        machine=machine(home),
+        machine=here,
         parameters={**asdict(plan), "checkpoint": checkpoint.name},
         rows=rows,
     )

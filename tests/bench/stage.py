@@ -61,9 +61,11 @@ class Stage:
         self.api.ready(warm=True)
 
     def warm(self) -> None:
-        """Runs one instance and lets it answer once."""
+        """Runs one instance and lets it answer once; the pool is full again when this returns,
+        so that no new worker's imports compete with what is measured next."""
         self.api.scale(CHAT, 1)
         self.ask()
+        self.api.ready(warm=True)
 
     def ask(self) -> Turn:
         turn = chat(self.api, self.question(PROMPT, max_tokens=COLD_TOKENS))
