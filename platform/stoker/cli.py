@@ -225,11 +225,11 @@ def list_functions(url: Url = DEFAULT_URL, output: Output = "text") -> None:
 @app.command()
 def describe(name: Name, url: Url = DEFAULT_URL, output: Output = "text") -> None:
     """Show all that is known of a function."""
-    from stoker.client.tables import details
+    from stoker.client.describe import function_page
 
     with connect(url) as platform:
         body = platform.function(name)
-    terminal(output).show(body, lambda: details(body))
+    terminal(output).show(body, lambda: function_page(body))
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from rich.table import Table
@@ -69,7 +70,8 @@ def table(rows: Sequence[dict[str, Any]], columns: Iterable[Column]) -> Table:
 
 
 def cell(key: str, value: object) -> Text:
-    """One value as people read it: sizes for `*_bytes`, durations for `*_s`, states coloured."""
+    """One value as people read it: sizes for `*_bytes`, durations for `*_s`, local times for
+    `*_at`, states coloured."""
     match value:
         case None | "" | [] | {}:
             return Text("-", "bright_black")
@@ -79,6 +81,8 @@ def cell(key: str, value: object) -> Text:
             return Text(size(value))
         case int() | float() if key.endswith("_s"):
             return Text(f"{value:.0f} s")
+        case int() | float() if key.endswith("_at"):
+            return Text(datetime.fromtimestamp(value).astimezone().isoformat(" ", "seconds"))
         case str() if key == "state":
             return Text(value, STATE_STYLES.get(value, ""))
         case list() | tuple() if all(isinstance(item, str | int | float) for item in value):

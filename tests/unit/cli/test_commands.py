@@ -15,6 +15,8 @@ from typer.testing import CliRunner, Result
 from stoker.cli import app as cli
 from stoker.client.failure import ExitCode
 
+from .conftest import TIMELINE
+
 Stoker = Callable[..., Result]
 COMMANDS = (
     *("up", "deploy", "invoke", "chat", "logs", "list", "describe"),
@@ -97,6 +99,22 @@ def test_list_shows_a_table_or_json(stoker: Stoker, fake: Any) -> None:
     assert row.split()[:4] == ["chat", "cold", "0", "chat-00001"]
     assert "269 MB" in row
     assert json.loads(stoker("list", "-o", "json").stdout) == [fake.functions["chat"]]
+
+
+def test_describe_ends_with_the_last_cold_start(stoker: Stoker, fake: Any) -> None:
+    fake.functions["chat"] = {
+        "name": "chat",
+        "created_at": 1_699_963_200.0,
+        "scale": {"max": 4},
+        "last_startup": TIMELINE,
+    }
+    lines = stoker("describe", "chat").stdout.splitlines()
+    assert lines[0].split() == ["name", "chat"]
+    assert lines[1].split()[:2] == ["created_at", "2023-11-14"]
+    assert lines[3].split() == ["max", "4"]
+    assert any("cold start, first token after 112.4 ms" in line for line in lines)
+    body = json.loads(stoker("describe", "chat", "-o", "json").stdout)
+    assert body == fake.functions["chat"]
 
 
 def test_ps_gathers_the_instances_of_all_functions(stoker: Stoker, fake: Any) -> None:
