@@ -34,7 +34,7 @@ class CausalLM:
         self.vocab_size = config.vocab_size
         self.eos_ids = eos_ids
         rotary = RotaryTable.build(
-            context_tokens, config.head_size, config.rope_theta, config.rope_scaling, weights.dtype
+            context_tokens, config.head_size, config.rope_theta, config.rope_scaling
         )
         self._decoder = Decoder(config, weights, rotary)
         self._cache = SlotCache(config, slots, context_tokens, weights.dtype)

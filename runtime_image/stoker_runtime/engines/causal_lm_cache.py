@@ -71,7 +71,7 @@ class SlotCache:
     def store(self, layer: int, rows: Tensor, new: Tensor) -> None:
         """Writes keys and values `[tokens, 2 * key_heads * head_size]` to their flat rows."""
         flat = self._flat[layer]
-        flat.index_copy_(0, rows, new.reshape(-1, flat.shape[1]))
+        flat.index_copy_(0, rows, new.reshape(-1, flat.shape[1]).to(flat.dtype))
 
     def window(self, layer: int) -> int | None:
         return self._windows[layer]
@@ -104,7 +104,7 @@ class PrefillStep:
         # Key heads stand in the batch dimension; the group shares them without a copy.
         shape = (heads // group, group, self.length, head_size)
         k, v = past[0].unsqueeze(1).expand(shape), past[1].unsqueeze(1).expand(shape)
-        q = q.view(tokens, heads // group, group, head_size).permute(1, 2, 0, 3)
+        q = q.to(past.dtype).view(tokens, heads // group, group, head_size).permute(1, 2, 0, 3)
         mask = self.masks[self.cache.window(layer)]
         out = functional.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None
@@ -129,7 +129,7 @@ class LoneStep:
         start = 0 if window is None else max(0, self.length - window)
         past = self.cache.layer(layer)[self.slot, :, :, start : self.length]
         group = self.cache.group
-        q = q.view(1, heads // group, group, head_size)
+        q = q.to(past.dtype).view(1, heads // group, group, head_size)
         out = functional.scaled_dot_product_attention(q, past[:1], past[1:])
         return out.view(1, heads * head_size)
 
@@ -153,7 +153,7 @@ class DecodeStep:
         past = self.cache.layer(layer)[self.span, :, :, : self.length]
         if self.members is not None:
             q = q.new_zeros((past.shape[0], heads, head_size)).index_copy_(0, self.members, q)
-        q = q.view(-1, heads // group, group, head_size)
+        q = q.to(past.dtype).view(-1, heads // group, group, head_size)
         mask = self.masks[self.cache.window(layer)].expand(-1, -1, group, -1)
         out = functional.scaled_dot_product_attention(q, past[:, 0], past[:, 1], attn_mask=mask)
         out = out.reshape(-1, heads * head_size)

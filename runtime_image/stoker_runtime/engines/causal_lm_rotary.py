@@ -62,7 +62,7 @@ class RotaryTable:
     `x * cos + concat(-x2, x1) * sin` bit for bit and saves two operations.
     """
 
-    cos: Tensor  # [positions, head_size]
+    cos: Tensor  # [positions, head_size], float32
     signed_sin: Tensor  # [positions, head_size]; the first half carries the minus sign
 
     @classmethod
@@ -72,14 +72,13 @@ class RotaryTable:
         head_size: int,
         theta: float,
         scaling: RopeScaling | None,
-        dtype: torch.dtype,
     ) -> RotaryTable:
-        """Computes in float32, as Transformers does, and rounds to `dtype` once."""
+        """Computes all angles in float32, as Transformers does."""
         half = torch.arange(0, head_size, 2, dtype=torch.int64).float() / head_size
         frequencies = _scale(1.0 / theta**half, scaling)
         angles = torch.outer(torch.arange(positions, dtype=torch.float32), frequencies)
         cos, sin = angles.cos(), angles.sin()
-        return cls(torch.cat((cos, cos), -1).to(dtype), torch.cat((-sin, sin), -1).to(dtype))
+        return cls(torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1))
 
 
 def _scale(frequencies: Tensor, scaling: RopeScaling | None) -> Tensor:

@@ -16,16 +16,23 @@ from torch import Tensor
 from torch.nn import functional
 
 Linear: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""`linear(x [rows, inputs], weight [outputs, inputs], bias)` -> `[rows, outputs]`, of the
+weight's type or of float32, whichever costs nothing; x may be of either."""
 
 TILE_ELEMENTS = 288 * 1024  # 1.1 MiB of float32: half of what two cores' L2 hold
 NATIVE_ROWS = 2  # up to here reading the weights once is all that matters
 
 
 def linear_for(dtype: torch.dtype) -> Linear:
-    """The fastest `linear(x, weight, bias)` for weights of `dtype` on this processor."""
+    """The fastest product with weights of `dtype` on this processor."""
     if dtype is torch.float32 or _has_arithmetic(dtype):
-        return functional.linear
+        return native
     return WideningLinear()
+
+
+def native(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The product in the weight's own type."""
+    return functional.linear(x.to(weight.dtype), weight, bias)
 
 
 def _has_arithmetic(dtype: torch.dtype) -> bool:
@@ -37,15 +44,15 @@ def _has_arithmetic(dtype: torch.dtype) -> bool:
 
 
 class WideningLinear:
-    """`functional.linear` through a float32 tile that is reused; for one thread."""
+    """A product through a float32 tile that is reused; for one thread."""
 
     def __init__(self) -> None:
         self._tile = torch.empty(0)
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """x `[rows, inputs]`, weight `[outputs, inputs]` -> `[rows, outputs]` of x's dtype."""
+        """Native for a row or two, else float32 without any rounding."""
         if x.shape[0] <= NATIVE_ROWS:
-            return functional.linear(x, weight, bias)
+            return native(x, weight, bias)
         outputs, inputs = weight.shape
         tile_rows = min(outputs, max(1, TILE_ELEMENTS // inputs))
         if self._tile.numel() < tile_rows * inputs:
@@ -57,6 +64,4 @@ class WideningLinear:
             tile = self._tile[: piece.numel()].view_as(piece)
             tile.copy_(piece)
             torch.mm(wide, tile.t(), out=out[:, start : start + tile_rows])
-        if bias is not None:
-            out += bias
-        return out.to(x.dtype)
+        return out if bias is None else out.add_(bias)
