@@ -52,7 +52,7 @@ _NEXT_STEPS: tuple[tuple[type[StokerError], str], ...] = (
     (errors.ContextLengthExceeded, "shorten the prompt, or lower --max-tokens"),
     (errors.FunctionFailed, "read `stoker logs NAME` for the handler's traceback"),
     (errors.InstanceLost, "try again: the next request starts a new instance"),
-    (errors.StorageFull, "make room where the platform keeps its --home, and see that it may write there"),
+    (errors.StorageFull, "make room under the platform's --home, and see that it may write there"),
 )
 
 _BY_STATUS: dict[int, type[StokerError]] = {
