@@ -15,6 +15,8 @@ UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constrai
 export UV_FIND_LINKS := $(wildcard $(WHEELS))
 export STOKER_MODELS := $(MODELS)
 export HF_HUB_OFFLINE := 1
+# Tests run several processes with compute threads on few cores: a spinning one starves the others.
+export OMP_WAIT_POLICY := passive
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14

@@ -23,6 +23,7 @@ from stoker_runtime.contract import (
     InvokeRequest,
     LoadRequest,
     Message,
+    PrepareRequest,
 )
 from stoker_runtime.engines.embedding import EmbeddingEngine
 from stoker_runtime.engines.handler import HandlerEngine
@@ -44,6 +45,10 @@ MessageT = TypeVar("MessageT", bound=BaseModel)
 
 def build_app(instance: Instance) -> Starlette:
     """The application that answers for one worker."""
+
+    async def prepare(request: Request) -> Response:
+        await instance.prepare(await _read(request, PrepareRequest))
+        return Response(status_code=204)
 
     async def load(request: Request) -> LineStream:
         events = instance.load(await _read(request, LoadRequest))
@@ -77,6 +82,7 @@ def build_app(instance: Instance) -> Starlette:
 
     return Starlette(
         routes=[
+            Route("/prepare", prepare, methods=["POST"]),
             Route("/load", load, methods=["POST"]),
             Route("/generate", generate, methods=["POST"]),
             Route("/embed", embed, methods=["POST"]),

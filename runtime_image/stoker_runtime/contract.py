@@ -1,5 +1,6 @@
 """What is said on a worker's Unix socket: HTTP/1.1, JSON requests, newline-delimited JSON streams.
 
+    POST /prepare   PrepareRequest   -> 204; a blank worker reads ahead what a load may need
     POST /load      LoadRequest      -> stream of LoadEvent; a blank worker becomes an instance
     POST /generate  GenerateRequest  -> stream of Frame (text engines)
     POST /embed     EmbedRequest     -> EmbedResponse (embedding engine)
@@ -22,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 STREAM_MEDIA_TYPE = "application/x-ndjson"
 MAX_STOP_STRINGS = 16
 MAX_TOP_LOGPROBS = 20
+MAX_PREPARED = 4  # checkpoints that a blank worker is prepared for
 
 
 class Message(BaseModel):
@@ -60,6 +62,15 @@ class WorkerError(Message):
     message: str
     param: str | None = None
     details: dict[str, Any] = Field(default_factory=dict)
+
+
+# --- prepare --------------------------------------------------------------------------------
+
+
+class PrepareRequest(Message):
+    """Checkpoints that a blank worker may soon have to load: it reads what is slow to parse."""
+
+    checkpoint_paths: tuple[str, ...] = Field(max_length=MAX_PREPARED)
 
 
 # --- load -----------------------------------------------------------------------------------

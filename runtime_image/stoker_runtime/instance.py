@@ -7,20 +7,24 @@ import logging
 import os
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 from stoker_runtime.contract import (
     FailedEvent,
     LoadEvent,
     LoadRequest,
+    PrepareRequest,
     ReadyEvent,
     WorkerState,
     WorkerStatus,
 )
-from stoker_runtime.errors import EngineFailed, NotReady, RuntimeFault, WrongEngine
+from stoker_runtime.errors import AlreadyLoaded, EngineFailed, NotReady, RuntimeFault, WrongEngine
 from stoker_runtime.lifecycle import WorkerEvent, advance
 from stoker_runtime.loading import Served, load
 from stoker_runtime.logs import fields
+from stoker_runtime.shelf import TokenizerShelf
+from stoker_runtime.tokenizer import TOKENIZER_FILE
 
 MAX_LOAD_EVENTS = 8  # load, init, then ready or failed: never more than three
 
@@ -39,11 +43,25 @@ class Instance:
     def __init__(self, tasks: asyncio.TaskGroup, on_failed: Callable[[], None]) -> None:
         self._tasks = tasks
         self._on_failed = on_failed
+        self._tokenizers = TokenizerShelf()
         self._state = WorkerState.BLANK
         self._served: Served | None = None
         self._instance_id: str | None = None
         self._active = 0
         self._loading: asyncio.Task[None] | None = None
+
+    async def prepare(self, request: PrepareRequest) -> None:
+        """Reads ahead what loading these checkpoints will need, one after the other.
+
+        Raises:
+            AlreadyLoaded: this worker is no longer blank.
+            CheckpointRejected: a checkpoint has no readable tokenizer.
+        """
+        for path in map(Path, request.checkpoint_paths):
+            if self._state is not WorkerState.BLANK:
+                raise AlreadyLoaded(f"this worker is {self._state} and needs no preparation")
+            if (path / TOKENIZER_FILE).exists():
+                await asyncio.to_thread(self._tokenizers.get, path)
 
     def load(self, request: LoadRequest) -> AsyncGenerator[LoadEvent, None]:
         """Begins the load and gives its events; leaving the stream does not stop the load.
@@ -94,7 +112,7 @@ class Instance:
 
     async def _load(self, request: LoadRequest, events: asyncio.Queue[LoadEvent]) -> None:
         try:
-            self._served, ready = await load(request, events.put_nowait)
+            self._served, ready = await load(request, events.put_nowait, self._tokenizers)
         except RuntimeFault as fault:
             self._fail(fault, events)
         except Exception:

@@ -28,6 +28,7 @@ from stoker_runtime.engines.handler_context import HandlerContext
 from stoker_runtime.errors import InvalidRequest
 from stoker_runtime.generation import GenerationLoop
 from stoker_runtime.models import load_text_model
+from stoker_runtime.shelf import TokenizerShelf
 from stoker_runtime.weights import read_json
 
 EMBEDDING_ARCHITECTURES = frozenset(
@@ -66,7 +67,9 @@ class PhaseClock:
         )
 
 
-async def load(request: LoadRequest, report: Report) -> tuple[Served, ReadyEvent]:
+async def load(
+    request: LoadRequest, report: Report, tokenizers: TokenizerShelf
+) -> tuple[Served, ReadyEvent]:
     """Loads what the request names; phases are reported as they end.
 
     Raises:
@@ -82,7 +85,7 @@ async def load(request: LoadRequest, report: Report) -> tuple[Served, ReadyEvent
         return await _load_handler(request, report)
     if engine is EngineName.EMBEDDING:
         return await _load_embedding(request, report)
-    return await _load_text(request, engine, report)
+    return await _load_text(request, engine, report, tokenizers)
 
 
 def choose_engine(request: LoadRequest) -> EngineName:
@@ -128,7 +131,7 @@ async def _load_handler(request: LoadRequest, report: Report) -> tuple[Served, R
 
 
 async def _load_text(
-    request: LoadRequest, engine: EngineName, report: Report
+    request: LoadRequest, engine: EngineName, report: Report, tokenizers: TokenizerShelf
 ) -> tuple[Served, ReadyEvent]:
     event_loop = asyncio.get_running_loop()
 
@@ -145,7 +148,7 @@ async def _load_text(
         event_loop.call_soon_threadsafe(report, event)
 
     model = await _in_thread(
-        partial(load_text_model, _checkpoint(request), engine, request.args, ended)
+        partial(load_text_model, _checkpoint(request), engine, request.args, ended, tokenizers.get)
     )
     model.loop.start()
     return model.loop, model.ready

@@ -50,7 +50,11 @@ class TextModel:
 
 
 def load_text_model(
-    checkpoint: Path, engine: EngineName, args: EngineArgs, report: PhaseReport
+    checkpoint: Path,
+    engine: EngineName,
+    args: EngineArgs,
+    report: PhaseReport,
+    read_tokenizer: Callable[[Path], TextTokenizer] = TextTokenizer.load,
 ) -> TextModel:
     """Loads a model that generates text. Blocks: call it from a thread of its own.
 
@@ -77,14 +81,14 @@ def load_text_model(
         clock.part("populate_ms")
         tokenizer: TextTokenizer | None = None
         if not resident:
-            tokenizer = TextTokenizer.load(checkpoint)
+            tokenizer = read_tokenizer(checkpoint)
             clock.part("tokenizer_ms")
             populated.result()
             clock.part("populate_rest_ms")
         stats = source.stats
         clock.end("load", report, Tier(stats.tier), stats.checkpoint_bytes)
         if tokenizer is None:
-            tokenizer = TextTokenizer.load(checkpoint)
+            tokenizer = read_tokenizer(checkpoint)
             clock.part("tokenizer_ms")
         built = finish()
         clock.part("engine_ms")

@@ -48,7 +48,7 @@ def chat(
         on_reply(reply)
         for chunk in chunks:
             usage = chunk.get("usage") or usage
-            startup = chunk.get("startup") or startup
+            startup = chunk.get("stoker", {}).get("startup") or startup
             for choice in chunk.get("choices", ()):
                 finish_reason = choice.get("finish_reason") or finish_reason
                 text = choice.get("delta", {}).get("content")

@@ -93,15 +93,7 @@ def error_from(
 
     `code` decides the class, else the HTTP status. What is neither shape is quoted as it came.
     """
-    match body:
-        case {"error": {"message": str(message), **fields}}:
-            pass
-        case {"error": str(message)}:
-            fields = {}
-        case {"detail": str(message), **fields} | {"title": str(message), **fields}:
-            pass
-        case _:
-            message, fields = f"HTTP {status}: {str(body)[:MAX_RAW_MESSAGE_CHARS]}", {}
+    message, fields = _said(body, status)
     kind = _class_of(fields, status)
     details = fields.get("details")
     return kind(
@@ -110,6 +102,23 @@ def error_from(
         retry_after_s=retry_after_s,
         details=dict(details) if isinstance(details, Mapping) else None,
     )
+
+
+def _said(body: object, status: int) -> tuple[str, Mapping[str, Any]]:
+    """The message of an error body and what else it says."""
+    match body:
+        case {"error": {"message": str(message), **fields}}:
+            return message, _named(fields)
+        case {"error": str(message)}:
+            return message, {}
+        case {"detail": str(message), **fields} | {"title": str(message), **fields}:
+            return message, _named(fields)
+        case _:
+            return f"HTTP {status}: {str(body)[:MAX_RAW_MESSAGE_CHARS]}", {}
+
+
+def _named(fields: Mapping[object, object]) -> dict[str, Any]:
+    return {str(name): value for name, value in fields.items()}
 
 
 def _class_of(fields: Mapping[str, Any], status: int) -> type[StokerError]:

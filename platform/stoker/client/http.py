@@ -121,7 +121,7 @@ class Platform:
     # --- requests ----------------------------------------------------------------------------
 
     @contextmanager
-    def invoke(self, name: str, payload: object) -> Iterator[tuple[Reply, Iterator[Json]]]:
+    def invoke(self, name: str, payload: object) -> Iterator[tuple[Reply, Iterator[Any]]]:
         """Invokes a function; yields the reply's head and its values, one unless it streams."""
         path = _path("functions", name, "invocations")
         with self._open("POST", path, json=payload) as response:

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.live import Live
 from rich.progress import (
     BarColumn,
@@ -86,7 +86,7 @@ class ColdStartMeter:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         elapsed_ms = (self.clock() - self.began_s) * 1000
         line = Table.grid(padding=(0, 1))
-        cells = [self.spinner, "cold start"]
+        cells: list[RenderableType] = [self.spinner, "cold start"]
         if self.expected is not None:
             total_ms = max(self.expected.total_ms, 1.0)
             width = min(COLD_START_BAR_CELLS, options.max_width // 3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from rich.table import Table
 from rich.text import Text
@@ -62,7 +62,7 @@ def table(rows: Sequence[dict[str, Any]], columns: Iterable[Column]) -> Table:
     drawn = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     columns = tuple(columns)
     for column in columns:
-        justify = "right" if column.right else "left"
+        justify: Literal["left", "right"] = "right" if column.right else "left"
         drawn.add_column(column.heading, justify=justify, no_wrap=True)
     for row in rows:
         drawn.add_row(*(cell(column.key, row.get(column.key)) for column in columns))

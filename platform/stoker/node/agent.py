@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from stoker.domain import Digest, InstanceId, NodeId, PhaseName
 from stoker.errors import CheckpointInvalid, CheckpointNotFound, InstanceNotFound, StokerError
 from stoker.lifecycle import WORKER, WorkerEvent, WorkerState, advance
 from stoker.node.drivers.base import Driver, Worker
-from stoker.node.loading import LoadRefused, load
+from stoker.node.loading import LoadRefused, load, prepare
 from stoker.node.logs import LogBuffer
 from stoker.node.warm_pool import WarmPool
 from stoker.node.wire import (
@@ -31,7 +32,7 @@ from stoker.node.wire import (
     Started,
     StartInstance,
 )
-from stoker_runtime.contract import LoadRequest, WorkerError
+from stoker_runtime.contract import MAX_PREPARED, LoadRequest, WorkerError
 
 STOP_GRACE_S = 10.0  # for requests under way, when an instance is stopped
 KEPT_LOGS = 64  # logs of instances that are gone
@@ -103,7 +104,10 @@ class Agent:
         self._past_logs: dict[InstanceId, LogBuffer] = {}
         self._resident: dict[Digest, int] = {}
         self._subscribers = _Subscribers()
-        self._pool = WarmPool(driver, warm_pool, name_worker, self._publish_node, tasks)
+        self._expected: OrderedDict[Digest, None] = OrderedDict()
+        self._pool = WarmPool(
+            driver, warm_pool, name_worker, self._prepare, self._publish_node, tasks
+        )
 
     def open(self) -> None:
         """Begins to fill the warm pool."""
@@ -117,6 +121,12 @@ class Agent:
             for instance_id in running:
                 group.create_task(self._end(self._instances[instance_id], grace_s))
         self._subscribers.publish(None)
+
+    def expect(self, checkpoint: Digest) -> None:
+        """Has blank workers made ready for a checkpoint that may be started soon; the
+        `MAX_PREPARED` that were expected or started last count."""
+        if self._remember(checkpoint):
+            self._pool.prepare_all()
 
     def start(self, request: StartInstance) -> None:
         """Begins to bring an instance up; `Started` or `Exited` follows as an event."""
@@ -160,6 +170,24 @@ class Agent:
         finally:
             self._subscribers.queues.discard(queue)
 
+    def _remember(self, checkpoint: Digest) -> bool:
+        known = checkpoint in self._expected
+        self._expected[checkpoint] = None
+        self._expected.move_to_end(checkpoint)
+        while len(self._expected) > MAX_PREPARED:
+            self._expected.popitem(last=False)
+        return not known
+
+    async def _prepare(self, worker: Worker) -> None:
+        paths = []
+        for digest in tuple(self._expected):
+            try:
+                paths.append(await self._cache.ensure(digest))
+            except StokerError as error:
+                log.info("not prepared for", checkpoint=digest, error=error.message)
+        if paths:
+            await prepare(worker, paths)
+
     # --- one instance's life -----------------------------------------------------------------
 
     async def _bring_up(self, instance: _Instance) -> None:
@@ -176,6 +204,7 @@ class Agent:
         instance.started = started
         self._subscribers.publish(started)
         if request.checkpoint:
+            self._remember(request.checkpoint)
             self._resident[request.checkpoint] = await self._cache.resident_bytes(
                 request.checkpoint
             )

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import httpx
 
-from stoker.domain import InstanceId
+from stoker.domain import Digest, InstanceId
 from stoker.errors import InstanceNotFound, NoCapacity
-from stoker.node.wire import AGENT_EVENT, AgentEvent, StartInstance
+from stoker.node.wire import AGENT_EVENT, AgentEvent, Expected, StartInstance
 
 CALL_TIMEOUT_S = 5.0  # an agent answers these at once or is not well
+KEEP_ALIVE_S = 60.0  # below the listener's own, so that a start finds its connection open
 CONNECTIONS = 64  # followed logs and events hold one each
 
 
@@ -20,10 +21,17 @@ class NodeClient:
 
     def __init__(self, socket: Path) -> None:
         transport = httpx.AsyncHTTPTransport(
-            uds=str(socket), limits=httpx.Limits(max_connections=CONNECTIONS)
+            uds=str(socket),
+            verify=False,  # there is no TLS on a Unix socket, and a context takes time to make
+            limits=httpx.Limits(max_connections=CONNECTIONS, keepalive_expiry=KEEP_ALIVE_S),
         )
         self._http = httpx.AsyncClient(
-            transport=transport, base_url="http://agent", timeout=CALL_TIMEOUT_S
+            transport=transport, base_url="http://agent", timeout=CALL_TIMEOUT_S, trust_env=False
+        )
+
+    async def expect(self, checkpoint: Digest) -> None:
+        await self._call(
+            "POST", "/v1/expected", content=Expected(checkpoint=checkpoint).model_dump_json()
         )
 
     async def start(self, request: StartInstance) -> None:

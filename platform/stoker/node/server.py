@@ -12,12 +12,16 @@ from starlette.routing import Route
 from stoker.domain import InstanceId
 from stoker.errors import StokerError
 from stoker.node.agent import STOP_GRACE_S, Agent
-from stoker.node.wire import StartInstance
+from stoker.node.wire import Expected, StartInstance
 from stoker_runtime.contract import STREAM_MEDIA_TYPE
 
 
 def create_agent_app(agent: Agent) -> Starlette:
     """An ASGI application that speaks for `agent`."""
+
+    async def expect(request: Request) -> Response:
+        agent.expect(Expected.model_validate_json(await request.body()).checkpoint)
+        return Response(status_code=202)
 
     async def start(request: Request) -> Response:
         agent.start(StartInstance.model_validate_json(await request.body()))
@@ -44,6 +48,7 @@ def create_agent_app(agent: Agent) -> Starlette:
 
     return Starlette(
         routes=[
+            Route("/v1/expected", expect, methods=["POST"]),
             Route("/v1/instances", start, methods=["POST"]),
             Route("/v1/instances/{instance_id}", stop, methods=["DELETE"]),
             Route("/v1/instances/{instance_id}/logs", logs, methods=["GET"]),

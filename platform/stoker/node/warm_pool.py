@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -34,17 +34,20 @@ class WarmPool:
         driver: Driver,
         size: int,
         name_worker: Callable[[], str],
+        prepare: Callable[[Worker], Awaitable[None]],
         on_change: Callable[[], None],
         tasks: asyncio.TaskGroup,
     ) -> None:
         self.size = size
         self._driver = driver
         self._name_worker = name_worker
+        self._prepare = prepare
         self._on_change = on_change
         self._tasks = tasks
         self._blank: deque[Worker] = deque()
         self._claims: deque[asyncio.Future[Worker]] = deque()
         self._spawning = 0
+        self._preparing = 0
         self._busy = 0  # starts under way
         self._failures = 0
         self._closed = False
@@ -55,7 +58,8 @@ class WarmPool:
 
     @property
     def starting(self) -> int:
-        return self._spawning
+        """Workers that are on their way to being blank and prepared."""
+        return self._spawning + self._preparing
 
     @contextmanager
     def start_under_way(self) -> Iterator[None]:
@@ -93,6 +97,11 @@ class WarmPool:
     def refill(self) -> None:
         """Spawns what is missing; called when the pool opens and whenever a start has ended."""
         self._spawn_missing()
+
+    def prepare_all(self) -> None:
+        """Prepares the blank workers anew, because what they may have to load has changed."""
+        for worker in self._blank:
+            self._tasks.create_task(self._prepare_blank(worker), name=f"prepare {worker.id}")
 
     async def close(self, grace_s: float) -> None:
         self._closed = True
@@ -136,7 +145,18 @@ class WarmPool:
                 return
         self._blank.append(worker)
         self._tasks.create_task(self._watch(worker), name=f"watch blank {worker.id}")
+        self._tasks.create_task(self._prepare_blank(worker), name=f"prepare {worker.id}")
         self._on_change()
+
+    async def _prepare_blank(self, worker: Worker) -> None:
+        """A worker can be claimed while it prepares; what it has read by then is read."""
+        self._preparing += 1
+        self._on_change()
+        try:
+            await self._prepare(worker)
+        finally:
+            self._preparing -= 1
+            self._on_change()
 
     async def _watch(self, worker: Worker) -> None:
         """A blank worker that dies leaves the pool; whoever claimed it watches it from then on."""

@@ -37,6 +37,12 @@ class StartInstance(Message):
     threads: int | None = None
 
 
+class Expected(Message):
+    """A checkpoint that may be started on this node soon."""
+
+    checkpoint: Digest
+
+
 class MeasuredPhase(Message):
     name: PhaseName
     duration_ms: float

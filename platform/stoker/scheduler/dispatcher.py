@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from stoker.domain import FunctionName, InstanceId, NodeId, PhaseName, RequestId, Revision
+from stoker.domain import Digest, FunctionName, InstanceId, NodeId, PhaseName, RequestId, Revision
 from stoker.errors import BadRequest, InstanceLost, InstanceNotFound, ShuttingDown, StokerError
 from stoker.node.agent import STOP_GRACE_S
 from stoker.node.wire import StartInstance
@@ -34,6 +34,7 @@ from stoker.scheduler.events import (
     InstanceExited,
     InstanceSuspected,
     LeaseReleased,
+    NodeChanged,
     NodeLeft,
     Reject,
     RequestArrived,
@@ -51,6 +52,7 @@ from stoker.scheduler.pulse import Pulse
 from stoker.scheduler.status import instance_status, scale_status, settled
 from stoker.scheduler.timeline import lease_phases
 from stoker.scheduler.view import Instance, View
+from stoker_runtime.contract import MAX_PREPARED
 
 SCALE_WAIT_S = 120.0  # how long `scale` waits for what it asked for
 MAX_REPLICAS = 64  # an operator's request beyond this is a typing error
@@ -108,9 +110,12 @@ class Dispatcher:
                     if isinstance(event, Snapshot):
                         self._reconcile(event)
                         continue
+                    joined = isinstance(event, NodeChanged) and event.node not in self._view.nodes
                     self._handle(event)
                     if isinstance(event, NodeLeft):
                         self._reconcile(Snapshot(event.node, frozenset()))
+                    elif joined:
+                        self._expect_everywhere()
             finally:
                 for effect in self._effects:
                     effect.cancel()
@@ -153,6 +158,7 @@ class Dispatcher:
 
     async def deployed(self, revision: Revision) -> None:
         self._handle(RevisionDeployed(revision))
+        self._expect_everywhere()
 
     async def deleted(self, function: FunctionName) -> None:
         self._handle(FunctionDeleted(function))
@@ -318,6 +324,24 @@ class Dispatcher:
             self._handle(InstanceExited(revision.function, instance_id, error))
         finally:
             del self._starts[instance_id]
+
+    def _expect_everywhere(self) -> None:
+        """Tells every node what was deployed last, so that its blank workers are ready for it."""
+        revisions = sorted(
+            (p.revision for p in self._view.pools.values() if p.revision.checkpoint),
+            key=lambda revision: revision.created_at,
+        )
+        for revision in revisions[-MAX_PREPARED:]:
+            assert revision.checkpoint is not None
+            for node in self._view.nodes:
+                work = self._expect(node, revision.checkpoint.digest)
+                self._effect(work, name=f"expect {revision.id}")
+
+    async def _expect(self, node: NodeId, checkpoint: Digest) -> None:
+        try:
+            await self._directory.client(node).expect(checkpoint)
+        except StokerError as error:
+            log.info("node not told what to expect", node=node, error=error.message)
 
     async def _stop(self, instance: Instance, reason: str) -> None:
         function = instance.revision.function
