@@ -34,7 +34,7 @@ def answer(fake: Any) -> None:
         {
             "choices": [],
             "usage": {"prompt_tokens": 12, "completion_tokens": 5},
-            "startup": TIMELINE,
+            "stoker": {"startup": TIMELINE},
         },
     ]
 
