@@ -18,7 +18,7 @@ from stoker_runtime.engines.linear import (
 
 
 @given(
-    rows=st.integers(1, 9),
+    rows=st.integers(1, 2 * UPRIGHT_ROWS),
     inputs=st.sampled_from([1, 7, 64, 1000]),
     outputs=st.integers(1, 700),
     dtype=st.sampled_from([torch.bfloat16, torch.float16]),
