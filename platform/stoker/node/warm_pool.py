@@ -79,13 +79,17 @@ class WarmPool:
         self._failures = 0
         while self._blank:
             worker = self._blank.popleft()
+            worker.promote()
             self._on_change()
             return Claimed(worker, warm=True)
         claim: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
         self._claims.append(claim)
+        self._driver.hurry()
         self._spawn_missing()
         try:
-            return Claimed(await claim, warm=False)
+            worker = await claim
+            worker.promote()
+            return Claimed(worker, warm=False)
         except asyncio.CancelledError:
             if claim.done() and not claim.cancelled() and claim.exception() is None:
                 self._offer(claim.result())
@@ -120,7 +124,7 @@ class WarmPool:
 
     async def _spawn(self) -> None:
         try:
-            worker = await self._driver.spawn(self._name_worker())
+            worker = await self._driver.spawn(self._name_worker(), background=not self._claims)
         except StokerError as error:
             self._spawning -= 1
             self._failed(error)

@@ -139,3 +139,17 @@ async def test_logs_are_followed_until_the_instance_ends_and_kept_after_it(tmp_p
         await running.next(Exited)
         kept = [line async for line in running.agent.logs(InstanceId("i1"), follow=False)]
         assert {"line 1", "line 2"} <= set(kept)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="lowering priority for a while needs root")
+async def test_a_blank_worker_yields_until_it_is_claimed(tmp_path: Path) -> None:
+    async with run_agent(tmp_path, warm_pool=1) as running:
+        await running.pool_full(1)
+        children = psutil.Process().children()
+        blank = next(c for c in children if "stoker_runtime" in " ".join(c.cmdline()))
+        assert blank.nice() == 19
+        running.start("i1")
+        started = await running.next(Started)
+        assert started.pid == blank.pid
+        threads = Path(f"/proc/{blank.pid}/task").iterdir()
+        assert {os.getpriority(os.PRIO_PROCESS, int(t.name)) for t in threads} == {0}

@@ -31,6 +31,10 @@ class Worker(Protocol):
     @property
     def log(self) -> LogBuffer: ...
 
+    def promote(self) -> None:
+        """Gives it the CPU priority of an instance: a request waits for it now."""
+        ...
+
     async def wait(self) -> Exit:
         """Returns when it has ended and all it wrote is in its log. Any number may wait."""
         ...
@@ -46,10 +50,16 @@ class Driver(Protocol):
     @property
     def name(self) -> str: ...
 
-    async def spawn(self, worker_id: str) -> Worker:
+    async def spawn(self, worker_id: str, *, background: bool) -> Worker:
         """Returns a worker that is blank: it listens and has made its first forward run.
+
+        With `background` it yields to whoever serves, until it is promoted.
 
         Raises `StartupFailed`, with the tail of its log, if it ends before that or takes longer
         than a named bound. Cancelling ends the process.
         """
+        ...
+
+    def hurry(self) -> None:
+        """Promotes the workers that are being spawned: a request waits for one of them now."""
         ...

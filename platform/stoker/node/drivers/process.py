@@ -11,16 +11,18 @@ from contextlib import suppress
 from pathlib import Path
 
 from stoker.errors import StartupFailed
+from stoker.node.drivers import priority
 from stoker.node.drivers.base import Exit, Worker
 from stoker.node.logs import LONGEST_LINE_BYTES, LogBuffer
 
 BLANK_TIMEOUT_S = 120.0  # from exec to listening; imports from a cold disk take tens of seconds
 KILL_TIMEOUT_S = 10.0  # for the kernel to reap what was killed
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
-# Idle compute threads sleep instead of spinning. Spinning is a few microseconds faster per
-# operation on an idle machine, but as soon as two workers share cores it holds the very core that
-# the thread it waits for needs: a prefill took ten times as long beside one busy process.
-COMPUTE_THREADS = {"OMP_WAIT_POLICY": "passive"}
+# How long an idle compute thread spins before it sleeps, in libgomp's rounds (about 0.5 ms). By
+# default it spins for many milliseconds; as soon as two workers share cores it then holds the very
+# core that the thread it waits for needs, and a prefill takes ten times as long. Sleeping at once
+# would cost a lone worker a third of its speed.
+COMPUTE_THREADS = {"GOMP_SPINCOUNT": "10000"}
 
 
 class ProcessDriver:
@@ -31,9 +33,10 @@ class ProcessDriver:
     def __init__(self, run_dir: Path, log_dir: Path, environ: Mapping[str, str]) -> None:
         self._run_dir = run_dir
         self._log_dir = log_dir
+        self._spawning: set[int] = set()
         self._env = {key: environ[key] for key in PASSED_ON if key in environ}
 
-    async def spawn(self, worker_id: str) -> Worker:
+    async def spawn(self, worker_id: str, *, background: bool) -> Worker:
         socket = self._run_dir / f"{worker_id}.sock"
         ready_read, ready_write = os.pipe()
         try:
@@ -59,6 +62,9 @@ class ProcessDriver:
         worker = ProcessWorker(
             worker_id, socket, process, LogBuffer(self._log_dir / f"{worker_id}.log")
         )
+        if background:
+            priority.lower(process.pid)
+        self._spawning.add(process.pid)
         try:
             async with asyncio.timeout(BLANK_TIMEOUT_S):
                 listening = await _read_all(ready_read)
@@ -71,6 +77,8 @@ class ProcessDriver:
         except asyncio.CancelledError:
             await worker.stop(0)
             raise
+        finally:
+            self._spawning.discard(process.pid)
         if not listening:
             ended = await worker.stop(0)
             raise StartupFailed(
@@ -78,6 +86,10 @@ class ProcessDriver:
                 details={"log_tail": list(worker.log.tail())},
             )
         return worker
+
+    def hurry(self) -> None:
+        for pid in self._spawning:
+            priority.restore(pid)
 
 
 class ProcessWorker:
@@ -93,6 +105,9 @@ class ProcessWorker:
         self._process = process
         # One reader owns the pipe and the exit; everyone else waits for it.
         self._ended = asyncio.create_task(self._read_to_end(), name=f"worker {worker_id}")
+
+    def promote(self) -> None:
+        priority.restore(self.pid)
 
     async def wait(self) -> Exit:
         return await asyncio.shield(self._ended)
