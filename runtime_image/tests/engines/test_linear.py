@@ -11,6 +11,7 @@ from torch.nn import functional
 from stoker_runtime.engines.linear import (
     NATIVE_ROWS,
     TILE_ELEMENTS,
+    UPRIGHT_ROWS,
     WideningLinear,
     linear_for,
     native,
