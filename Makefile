@@ -10,9 +10,11 @@ WHEELS ?= ../shared/wheels
 MODELS ?= $(CURDIR)/.cache/models
 LOADER_SOURCES := $(shell find loader_ext -path loader_ext/target -prune -o -type f \
 	\( -name '*.rs' -o -name 'Cargo.*' -o -name 'pyproject.toml' \) -print)
-UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
+UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --compile-bytecode
 
-export UV_FIND_LINKS := $(wildcard $(WHEELS))
+ifneq ($(wildcard $(WHEELS)),)
+export UV_FIND_LINKS := $(abspath $(WHEELS))
+endif
 export STOKER_MODELS := $(MODELS)
 export HF_HUB_OFFLINE := 1
 # Tests run several processes with compute threads on few cores: a spinning one starves the others.
