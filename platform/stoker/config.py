@@ -49,9 +49,7 @@ class Settings(BaseModel):
         return int(self.listen.rpartition(":")[2])
 
 
-def load_settings(
-    flags: Mapping[str, object], environ: Mapping[str, str] = os.environ
-) -> Settings:
+def load_settings(flags: Mapping[str, object], environ: Mapping[str, str] = os.environ) -> Settings:
     """Builds settings; a flag that is not None wins over `STOKER_<NAME>`.
 
     Raises `BadRequest` naming the setting and what is wrong with it.

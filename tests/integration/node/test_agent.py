@@ -151,5 +151,5 @@ async def test_a_blank_worker_yields_until_it_is_claimed(tmp_path: Path) -> None
         running.start("i1")
         started = await running.next(Started)
         assert started.pid == blank.pid
-        threads = Path(f"/proc/{blank.pid}/task").iterdir()
-        assert {os.getpriority(os.PRIO_PROCESS, int(t.name)) for t in threads} == {0}
+        threads = psutil.Process(blank.pid).threads()
+        assert {os.getpriority(os.PRIO_PROCESS, t.id) for t in threads} == {0}
