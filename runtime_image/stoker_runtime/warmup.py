@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from stoker_runtime.engines.causal_lm_warmup import warm_up_decoder
+
 _HIDDEN, _HEADS, _TOKENS = 64, 4, 8
 
 
@@ -14,6 +16,7 @@ def warm_up() -> None:
     """Runs the operations of a Llama-like layer in the types that checkpoints have."""
     for dtype in (torch.float32, torch.bfloat16):
         _prefill_and_decode(dtype)
+    warm_up_decoder()
 
 
 def _prefill_and_decode(dtype: torch.dtype) -> None:

@@ -16,6 +16,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,7 +73,12 @@ def _live(options: WorkerOptions) -> ExitCode:
     from stoker_runtime.serve import serve
     from stoker_runtime.warmup import warm_up
 
-    warm_up()
+    # libgomp keeps a pool of compute threads for each thread that ever computed, and stops
+    # spinning once all pools together outnumber the processors: decoding would lose a third of its
+    # speed. A thread that ends takes its pool along, so nothing computes on the main thread.
+    warming = threading.Thread(target=warm_up, name="warm up")
+    warming.start()
+    warming.join()
     gc.freeze()
     gc.enable()
     return serve(options, on_listening=lambda: _announce(options.ready_fd))

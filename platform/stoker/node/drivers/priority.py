@@ -1,7 +1,10 @@
 """CPU priority of workers: those that nobody waits for yield to those that serve.
 
-A lowered priority can be raised again by root, or within RLIMIT_NICE (see setpriority(2)). Where
-that is not allowed nothing is lowered, because it would stay so.
+Two mechanisms, because which one counts depends on the machine. With autogroups (sched(7)) each
+session has a niceness of its own and that of its processes counts only within it; a worker is a
+session, and anyone may set its niceness between 0 and 19. Without them the niceness of each thread
+counts; raising it again needs root or RLIMIT_NICE, and where that is missing it is not lowered,
+because it would stay so.
 """
 
 from __future__ import annotations
@@ -16,19 +19,22 @@ NORMAL_NICE = 0
 
 
 def lower(pid: int) -> None:
-    """Lets a process run on what others leave over; its future threads inherit that."""
-    if _may_restore():
-        _set(pid, BACKGROUND_NICE)
+    """Lets a session leader run on what others leave over; its future threads inherit that."""
+    _set(pid, BACKGROUND_NICE)
 
 
 def restore(pid: int) -> None:
-    """Gives every thread of a process its normal share."""
-    if _may_restore():
-        _set(pid, NORMAL_NICE)
+    """Gives a session and every thread of its leader their normal share."""
+    _set(pid, NORMAL_NICE)
 
 
 def _set(pid: int, nice: int) -> None:
-    # On Linux niceness belongs to a thread. One that ends meanwhile needs none.
+    # The process may have ended; kernels without autogroups have no such file, and one that was
+    # written to a moment ago refuses (EAGAIN) an unprivileged writer: then the old share stays.
+    with suppress(FileNotFoundError, ProcessLookupError, PermissionError, BlockingIOError):
+        Path(f"/proc/{pid}/autogroup").write_text(str(nice))
+    if not _may_restore():
+        return
     with suppress(FileNotFoundError, ProcessLookupError):
         for task in Path(f"/proc/{pid}/task").iterdir():
             with suppress(ProcessLookupError):
@@ -38,5 +44,4 @@ def _set(pid: int, nice: int) -> None:
 def _may_restore() -> bool:
     """RLIMIT_NICE counts from 20 down: a limit of 20 - n allows niceness n."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NICE)
-    unlimited = soft == resource.RLIM_INFINITY
-    return os.geteuid() == 0 or unlimited or soft >= 20 - NORMAL_NICE
+    return os.geteuid() == 0 or soft == resource.RLIM_INFINITY or soft >= 20 - NORMAL_NICE
