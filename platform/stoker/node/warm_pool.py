@@ -14,6 +14,7 @@ from stoker.errors import StartupFailed, StokerError
 from stoker.node.drivers.base import Driver, Worker
 
 SPAWNS_AT_ONCE = 2  # more only make each other slower
+REFILL_AFTER_S = 0.5  # without a start: a first token is out by then, and a burst is over
 REFILL_ATTEMPTS = 3  # failed spawns in a row after which the pool waits for the next claim
 
 log = structlog.get_logger(__name__)
@@ -26,8 +27,8 @@ class Claimed:
 
 
 class WarmPool:
-    """Keeps `size` blank workers. Refilling waits while starts are under way: on a small machine
-    the imports of a new worker would take the very cores that the start needs."""
+    """Keeps `size` blank workers. Refilling waits until no start is under way or just over: on a
+    small machine the imports of a new worker would take the very cores that the start needs."""
 
     def __init__(
         self,
@@ -51,6 +52,7 @@ class WarmPool:
         self._busy = 0  # starts under way
         self._failures = 0
         self._closed = False
+        self._refill: asyncio.TimerHandle | None = None
 
     @property
     def ready(self) -> int:
@@ -69,7 +71,7 @@ class WarmPool:
             yield
         finally:
             self._busy -= 1
-            self.refill()
+            self._refill_later()
 
     async def claim(self) -> Claimed:
         """Takes a blank worker, or waits for one to be spawned.
@@ -99,8 +101,14 @@ class WarmPool:
                 self._claims.remove(claim)
 
     def refill(self) -> None:
-        """Spawns what is missing; called when the pool opens and whenever a start has ended."""
+        """Spawns what is missing, unless a start is under way."""
         self._spawn_missing()
+
+    def _refill_later(self) -> None:
+        """Every start that ends puts the refill off again."""
+        if self._refill is not None:
+            self._refill.cancel()
+        self._refill = asyncio.get_running_loop().call_later(REFILL_AFTER_S, self.refill)
 
     def prepare_all(self) -> None:
         """Prepares the blank workers anew, because what they may have to load has changed."""
@@ -109,6 +117,8 @@ class WarmPool:
 
     async def close(self, grace_s: float) -> None:
         self._closed = True
+        if self._refill is not None:
+            self._refill.cancel()
         while self._blank:
             await self._blank.popleft().stop(grace_s)
 
