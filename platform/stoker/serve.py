@@ -133,6 +133,7 @@ async def _agent(
         await agent.close(settings.drain_timeout_s)
         server.stop()
         await serving
+        socket.unlink(missing_ok=True)
 
 
 async def _announce(directory: NodeDirectory, url: str, ready_fd: int | None) -> None:

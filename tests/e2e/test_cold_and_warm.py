@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 
 import openai
 import pytest
@@ -17,8 +18,9 @@ PHASES = ["queue", "schedule", "provision", "fetch", "load", "init", "prefill"]
 
 
 @pytest.fixture
-def client(up: Up) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{up.local.url}/v1", api_key="none", max_retries=0)
+def client(up: Up) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{up.local.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
 
 
 def test_a_cold_streamed_answer_then_a_warm_one(up: Up, chat: str, client: openai.OpenAI) -> None:
