@@ -48,8 +48,13 @@ def test_kill_9_of_the_platform_loses_no_function_and_leaves_no_process(
         assert again.http.get("/v1/checkpoints").json()["checkpoints"] == []
 
 
-def test_sigterm_ends_everything_in_order(tmp_path: Path) -> None:
+def test_sigterm_ends_everything_in_order(
+    tmp_path: Path, function_folder: Callable[..., Path]
+) -> None:
     for up in run_up(tmp_path / "home", warm_pool=1):
+        # A function that always wants an instance must not get a new one while all end.
+        up.deploy(function_folder("always", scale={"min": 1}))
+        assert up.invoke("always", 1).json() == 1
         children = psutil.Process(up.local.pid).children(recursive=True)
         assert children
     assert not any(child.is_running() for child in children)

@@ -17,7 +17,13 @@ from typing import Literal, Protocol
 import structlog
 
 from stoker.domain import Digest, InstanceId, NodeId, PhaseName
-from stoker.errors import CheckpointInvalid, CheckpointNotFound, InstanceNotFound, StokerError
+from stoker.errors import (
+    CheckpointInvalid,
+    CheckpointNotFound,
+    InstanceNotFound,
+    ShuttingDown,
+    StokerError,
+)
 from stoker.lifecycle import WORKER, WorkerEvent, WorkerState, advance
 from stoker.node.drivers.base import Driver, Worker
 from stoker.node.loading import LoadRefused, load, prepare
@@ -104,6 +110,7 @@ class Agent:
         self._past_logs: dict[InstanceId, LogBuffer] = {}
         self._resident: dict[Digest, int] = {}
         self._subscribers = _Subscribers()
+        self._closed = False
         self._expected: OrderedDict[Digest, None] = OrderedDict()
         self._pool = WarmPool(
             driver, warm_pool, name_worker, self._prepare, self._publish_node, tasks
@@ -115,6 +122,7 @@ class Agent:
 
     async def close(self, grace_s: float) -> None:
         """Stops every instance and blank worker; requests under way get `grace_s`."""
+        self._closed = True
         running = [i for i in self._instances if not self._instances[i].stopping]
         async with asyncio.TaskGroup() as group:
             group.create_task(self._pool.close(0))
@@ -129,9 +137,14 @@ class Agent:
             self._pool.prepare_all()
 
     def start(self, request: StartInstance) -> None:
-        """Begins to bring an instance up; `Started` or `Exited` follows as an event."""
+        """Begins to bring an instance up; `Started` or `Exited` follows as an event.
+
+        Raises ShuttingDown once the agent closes.
+        """
         if request.instance_id in self._instances:
             return  # the message was repeated
+        if self._closed:
+            raise ShuttingDown(f"node {self.node_id!r} is shutting down")
         instance = _Instance(request)
         self._instances[request.instance_id] = instance
         instance.bring_up = self._tasks.create_task(

@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import math
 import uuid
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 
 import structlog
 
-from stoker.domain import Digest, FunctionName, InstanceId, NodeId, PhaseName, RequestId, Revision
-from stoker.errors import BadRequest, InstanceLost, InstanceNotFound, ShuttingDown, StokerError
-from stoker.node.agent import STOP_GRACE_S
-from stoker.node.wire import StartInstance
+from stoker.domain import FunctionName, InstanceId, PhaseName, RequestId, Revision
+from stoker.errors import BadRequest, InstanceLost, ShuttingDown
 from stoker.scheduler import observe
+from stoker.scheduler.calls import NodeCalls
 from stoker.scheduler.events import (
     Action,
     DeadlinePassed,
@@ -51,7 +49,7 @@ from stoker.scheduler.policy import decide
 from stoker.scheduler.pulse import Pulse
 from stoker.scheduler.status import instance_status, scale_status, settled
 from stoker.scheduler.timeline import lease_phases
-from stoker.scheduler.view import Instance, View
+from stoker.scheduler.view import View
 from stoker_runtime.contract import MAX_PREPARED
 
 SCALE_WAIT_S = 120.0  # how long `scale` waits for what it asked for
@@ -83,7 +81,7 @@ class Dispatcher:
         wall_clock: Callable[[], float],
     ) -> None:
         self._directory = directory
-        self._tasks = tasks
+        self._calls = NodeCalls(directory, tasks, self._handle)
         self._clock = clock
         self._wall_clock = wall_clock
         self._logs = FunctionLogs(directory.client)
@@ -91,8 +89,6 @@ class Dispatcher:
         self._inbox: deque[Event] = deque()
         self._handling = False
         self._waiting: dict[RequestId, _Waiting] = {}
-        self._starts: dict[InstanceId, asyncio.Task[None]] = {}  # not yet acknowledged
-        self._effects: set[asyncio.Task[None]] = set()
         self._tickets = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
         self._changed = Pulse()
@@ -103,7 +99,7 @@ class Dispatcher:
         return self._view
 
     async def run(self) -> None:
-        """Follows the nodes until cancelled; then no effect is under way any more."""
+        """Follows the nodes until cancelled; then no call to them is under way any more."""
         async with aclosing(self._directory.events()) as events:
             try:
                 async for event in events:
@@ -117,10 +113,7 @@ class Dispatcher:
                     elif joined:
                         self._expect_everywhere()
             finally:
-                for effect in self._effects:
-                    effect.cancel()
-                if self._effects:
-                    await asyncio.wait(self._effects)
+                await self._calls.cancel()
 
     def close(self) -> None:
         """Turns away who waits and who comes. Leases that are out run on."""
@@ -219,7 +212,8 @@ class Dispatcher:
         now = self._clock()
         self._view = observe.observe(self._view, event, now)
         for action in decide(self._view, event, now):
-            self._act(action, now)
+            if not (self._closed and isinstance(action, Start)):
+                self._act(action, now)
 
     def _act(self, action: Action, now: float) -> None:
         match action:
@@ -235,23 +229,15 @@ class Dispatcher:
                 instance_id = InstanceId(f"{action.revision.id}-{uuid.uuid4().hex[:8]}")
                 self._view = observe.enact(self._view, action, now, instance_id)
                 self._logs.note(action.revision.function, instance_id, action.node)
-                self._starts[instance_id] = self._effect(
-                    self._start(action, instance_id), name=f"start {instance_id}"
-                )
+                self._calls.start(action, instance_id)
             case Stop():
                 instance = self._view.pools[action.function].instances[action.instance_id]
                 self._view = observe.enact(self._view, action, now)
-                self._effect(self._stop(instance, action.reason), name=f"stop {instance.id}")
+                self._calls.stop(instance, action.reason)
             case Drain():
                 self._view = observe.enact(self._view, action, now)
 
-    def _effect(self, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
-        task = self._tasks.create_task(work, name=name)
-        self._effects.add(task)
-        task.add_done_callback(self._effects.discard)
-        return task
-
-    # --- effects -----------------------------------------------------------------------------
+    # --- leases -----------------------------------------------------------------------------
 
     async def _granted(
         self, request_id: RequestId, revision: Revision, arrived_at: float, timeout_s: float | None
@@ -302,29 +288,6 @@ class Dispatcher:
             )
         )
 
-    async def _start(self, action: Start, instance_id: InstanceId) -> None:
-        revision = action.revision
-        try:
-            await self._directory.client(action.node).start(
-                StartInstance(
-                    instance_id=instance_id,
-                    function=revision.function,
-                    revision=revision.id,
-                    checkpoint=revision.checkpoint.digest if revision.checkpoint else None,
-                    source=revision.source.digest if revision.source else None,
-                    engine=revision.runtime.engine,
-                    handler=revision.runtime.handler,
-                    args=revision.runtime.args,
-                    options=revision.runtime.options,
-                    env=revision.env,
-                    threads=max(1, math.ceil(revision.resources.cpu)),
-                )
-            )
-        except StokerError as error:
-            self._handle(InstanceExited(revision.function, instance_id, error))
-        finally:
-            del self._starts[instance_id]
-
     def _expect_everywhere(self) -> None:
         """Tells every node what was deployed last, so that its blank workers are ready for it."""
         revisions = sorted(
@@ -334,27 +297,7 @@ class Dispatcher:
         for revision in revisions[-MAX_PREPARED:]:
             assert revision.checkpoint is not None
             for node in self._view.nodes:
-                work = self._expect(node, revision.checkpoint.digest)
-                self._effect(work, name=f"expect {revision.id}")
-
-    async def _expect(self, node: NodeId, checkpoint: Digest) -> None:
-        try:
-            await self._directory.client(node).expect(checkpoint)
-        except StokerError as error:
-            log.info("node not told what to expect", node=node, error=error.message)
-
-    async def _stop(self, instance: Instance, reason: str) -> None:
-        function = instance.revision.function
-        log.info("stopping", function=function, instance=instance.id, reason=reason)
-        if (start := self._starts.get(instance.id)) is not None:
-            await asyncio.wait([start])  # a stop must not overtake its start
-        try:
-            await self._directory.client(instance.node).stop(instance.id, STOP_GRACE_S)
-        except InstanceNotFound:
-            self._handle(InstanceExited(function, instance.id, None))
-        except StokerError as error:
-            # Its node is gone or hangs; the lease of the node's registration decides which.
-            log.warning("cannot stop", instance=instance.id, error=error.message)
+                self._calls.expect(node, revision.checkpoint.digest)
 
     def _reconcile(self, snapshot: Snapshot) -> None:
         """What a node does not list is gone; what we do not know is an orphan and is stopped."""
@@ -369,14 +312,7 @@ class Dispatcher:
                 cause = InstanceLost(f"node {snapshot.node!r} lost instance {instance_id}")
                 self._handle(InstanceExited(instance.revision.function, instance_id, cause))
         for orphan in snapshot.instances - known.keys():
-            self._effect(self._stop_orphan(snapshot.node, orphan), name=f"stop {orphan}")
-
-    async def _stop_orphan(self, node: NodeId, instance_id: InstanceId) -> None:
-        log.warning("stopping an instance that nobody asked for", node=node, instance=instance_id)
-        try:
-            await self._directory.client(node).stop(instance_id, 0)
-        except StokerError as error:
-            log.warning("cannot stop", instance=instance_id, error=error.message)
+            self._calls.stop_orphan(snapshot.node, orphan)
 
     # --- time and change -----------------------------------------------------------------------
 
