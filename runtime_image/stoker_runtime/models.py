@@ -15,7 +15,7 @@ from stoker_runtime.engines.base import TextEngine
 from stoker_runtime.engines.causal_lm import CausalLM
 from stoker_runtime.engines.causal_lm_config import architecture_of, parse_config, supports
 from stoker_runtime.engines.causal_lm_weights import bind
-from stoker_runtime.engines.linear import linear_for
+from stoker_runtime.engines.linear import leave_threads_to, linear_for
 from stoker_runtime.errors import InvalidRequest
 from stoker_runtime.generation.bounds import Bounds
 from stoker_runtime.generation.loop import GenerationLoop
@@ -116,7 +116,9 @@ def _causal_lm(
 ) -> Finish:
     decoder = parse_config(config)
     dtype = source.tensor("model.norm.weight").dtype
-    weights = bind(decoder, source, linear_for(dtype))
+    linear = linear_for(dtype)
+    leave_threads_to(linear)
+    weights = bind(decoder, source, linear)
     ends = eos_ids(config, _generation_config(checkpoint))
     return lambda: CausalLM(
         decoder, weights, slots=args.max_batch, context_tokens=context_tokens, eos_ids=ends

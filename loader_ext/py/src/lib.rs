@@ -1,9 +1,10 @@
-//! The Python face of `stoker-loader-core`: it converts arguments, results and errors, releases
-//! the GIL around everything that takes long, and decides nothing.
+//! The Python face of `stoker-loader-core` and `stoker-kernels`: it converts arguments, results and
+//! errors, releases the GIL around everything that takes long, and decides nothing.
 
 mod checkpoint;
 mod errors;
 mod files;
+mod kernels;
 mod progress;
 
 use pyo3::prelude::*;
@@ -12,6 +13,8 @@ use pyo3::prelude::*;
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<checkpoint::NativeCheckpoint>()?;
     module.add_class::<checkpoint::Buffer>()?;
+    module.add_class::<kernels::Kernels>()?;
+    module.add_function(wrap_pyfunction!(kernels::has_wide_vectors, module)?)?;
     module.add_function(wrap_pyfunction!(errors::error_table, module)?)?;
     module.add_function(wrap_pyfunction!(files::residency, module)?)?;
     module.add_function(wrap_pyfunction!(files::evict, module)?)?;

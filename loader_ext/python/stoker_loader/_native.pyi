@@ -6,6 +6,7 @@ _Path: TypeAlias = str | os.PathLike[str]
 _Progress: TypeAlias = Callable[[int, int], object] | None
 _File: TypeAlias = tuple[str, int, list[str]]
 _Digest: TypeAlias = tuple[str, list[_File]]
+_Matrix: TypeAlias = tuple[int, bool, int]
 
 @final
 class Buffer:
@@ -23,6 +24,26 @@ class Checkpoint:
     def populate(self, callback: _Progress, threads: int | None) -> int: ...
     def buffer(self, shard: int) -> Buffer: ...
 
+@final
+class Kernels:
+    def __new__(cls, threads: int) -> Kernels: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def instructions(self) -> str: ...
+    def multiply(
+        self,
+        x: _Matrix,
+        weight: int,
+        bias: tuple[int, bool] | None,
+        out: _Matrix,
+        tokens: int,
+        inputs: int,
+        outputs: int,
+        /,
+    ) -> None: ...
+
+def has_wide_vectors() -> bool: ...
 def error_table() -> list[tuple[str, str, str]]: ...
 def residency(path: _Path) -> tuple[int, int]: ...
 def evict(path: _Path) -> None: ...

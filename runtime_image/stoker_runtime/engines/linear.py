@@ -1,9 +1,10 @@
 """Matrix products with 16-bit weights on processors that have no 16-bit arithmetic.
 
-Without AVX512-BF16 or AMX a bfloat16 product of several rows is emulated and runs several
-times slower than the float32 one. Widening the weights tile by tile, so that each tile is used
-while it is still in the second-level cache, gives the float32 speed without a float32 copy of
-the weights. Both accumulate in float32 and round once.
+Without AVX512-BF16 or AMX torch emulates a bfloat16 product, which is several times slower than
+the float32 one. The kernels of stoker_loader read such weights where they lie and widen them in
+registers. For float16, and on processors without wide vectors, the weights are widened tile by
+tile, so that each tile is used while it is still in the second-level cache. Neither makes a
+float32 copy of the weights, and both accumulate in float32.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from stoker_loader import kernels
 
 Linear: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """`linear(x [rows, inputs], weight [outputs, inputs], bias)` -> `[rows, outputs]`, of the
@@ -26,10 +29,24 @@ UPRIGHT_ROWS = 16  # from here on a product is faster with the tile on its left
 
 
 def linear_for(dtype: torch.dtype) -> Linear:
-    """The fastest product with weights of `dtype` on this processor."""
+    """The fastest product with weights of `dtype` on this processor, on torch's threads."""
     if dtype is torch.float32 or _has_arithmetic(dtype):
         return native
+    if dtype is torch.bfloat16 and kernels.available():
+        return KernelLinear(kernels.Kernels(torch.get_num_threads()))
     return WideningLinear()
+
+
+def leave_threads_to(linear: Linear) -> None:
+    """Takes torch's threads away where `linear` has threads of its own.
+
+    Two pools would fight for the same processors, each spinning while the other computes. What
+    else a decoder computes is too small to gain by threads. The setting holds for the calling
+    thread and for all that compute for the first time afterwards, in the whole process: call
+    this where an engine is built, before the thread that will run it has begun to.
+    """
+    if isinstance(linear, KernelLinear):
+        torch.set_num_threads(1)
 
 
 def native(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -43,6 +60,16 @@ def _has_arithmetic(dtype: torch.dtype) -> bool:
         return True
     wanted = "bf16" if dtype is torch.bfloat16 else "fp16"
     return bool(has.get(f"avx512_{wanted}") or has.get(f"amx_{wanted}"))
+
+
+class KernelLinear:
+    """A product by native kernels, of any number of rows, in float32 without any rounding."""
+
+    def __init__(self, pool: kernels.Kernels) -> None:
+        self._linear = pool.linear
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return self._linear(x, weight, bias)
 
 
 class WideningLinear:
