@@ -8,11 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from stoker_loader import kernels
 from stoker_runtime.engines.linear import (
     NATIVE_ROWS,
     TILE_ELEMENTS,
     UPRIGHT_ROWS,
+    KernelLinear,
     WideningLinear,
+    leave_threads_to,
     linear_for,
     native,
 )
@@ -52,6 +55,31 @@ def test_tiles_meet_without_gap_or_overlap(extra: int) -> None:
     weight[:, 0] = torch.arange(outputs)
     found = WideningLinear()(x, weight)
     assert found.tolist() == [[float(n) for n in range(outputs)]] * 4
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kernels_round_nothing(rows: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(rows, 100, generator=generator).to(dtype)
+    weight = torch.randn(70, 100, generator=generator).bfloat16()
+    bias = torch.randn(70, generator=generator).bfloat16()
+    found = KernelLinear(kernels.Kernels(2))(x, weight, bias)
+    assert found.dtype is torch.float32
+    exact = functional.linear(x.double(), weight.double(), bias.double())
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_whoever_has_threads_of_their_own_takes_torchs(dtype: torch.dtype) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        linear = linear_for(dtype)
+        leave_threads_to(linear)
+        assert torch.get_num_threads() == (1 if isinstance(linear, KernelLinear) else 3)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_float32_needs_no_help() -> None:
