@@ -66,8 +66,10 @@ def observe(view: View, event: Event, now: float) -> View:
             return replace(view, nodes={**view.nodes, node.id: node})
         case NodeLeft():
             return _node_left(view, event.node)
-        case RevisionDeployed() | ScaleRequested():
+        case RevisionDeployed():
             return with_revision(view, event.revision)
+        case ScaleRequested():
+            return _wanted_by_hand(view, event, now)
         case FunctionDeleted():
             pool_or_none = view.pools.get(event.function)
             if pool_or_none is None:
@@ -132,6 +134,15 @@ def next_deadline(view: View, now: float) -> float | None:
             keep_alive_s = pool.revision.scale.keep_alive_s
             due.extend(i.idle_since + keep_alive_s for i in current if i.idle_since is not None)
     return min((at for at in due if at > now), default=None)
+
+
+def _wanted_by_hand(view: View, event: ScaleRequested, now: float) -> View:
+    """What an operator asks for counts as use: keep-alive begins anew for what is idle."""
+    view = with_revision(view, event.revision)
+    for instance in view.pools[event.revision.function].instances.values():
+        if instance.idle_since is not None:
+            view = _with_instance(view, replace(instance, idle_since=now))
+    return view
 
 
 def _ready(view: View, event: InstanceReady, now: float) -> View:

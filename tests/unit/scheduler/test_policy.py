@@ -272,6 +272,18 @@ def test_scale_up_starts_what_is_missing() -> None:
     assert [type(a) for a in harness.send(ScaleRequested(revision(), 1))] == [Stop, Stop]
 
 
+def test_scale_counts_as_use_of_what_is_idle() -> None:
+    """Found by the search: an overdue instance that demand kept was stopped by the scale-up."""
+    harness = Harness()
+    harness.arrive(revision(), 3)
+    harness.all_ready()
+    harness.advance(100.0)
+    harness.send(ScaleRequested(revision(), 4))
+    harness.all_ready()
+    assert harness.advance(59.0) == []
+    assert len(harness.instances(InstanceState.READY)) == 4
+
+
 def test_delete_answers_waiters_and_forgets_the_function_when_all_is_gone() -> None:
     harness = Harness()
     harness.arrive(revision())

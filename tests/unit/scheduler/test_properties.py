@@ -64,10 +64,15 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.arrived += count
         self.take(self.harness.arrive(self.revision(name), count, timeout_s=20.0))
 
-    @precondition(lambda self: self.some(*InstanceState))
+    @precondition(lambda self: self.some(InstanceState.STARTING))
     @rule(data=st.data())
     def come_up(self, data: st.DataObject) -> None:
-        """Also again, as an agent that was reconnected to reports, and after a stop."""
+        self.take(self.harness.ready(data.draw(st.sampled_from(self.some(InstanceState.STARTING)))))
+
+    @precondition(lambda self: self.some(*InstanceState))
+    @rule(data=st.data())
+    def report_again(self, data: st.DataObject) -> None:
+        """As an agent that was reconnected to does, and one that was told to stop meanwhile."""
         self.take(self.harness.ready(data.draw(st.sampled_from(self.some(*InstanceState)))))
 
     @precondition(lambda self: self.some(*InstanceState))
@@ -103,18 +108,26 @@ class SchedulerMachine(RuleBasedStateMachine):
     def wait(self, seconds: float) -> None:
         self.take(self.harness.advance(seconds))
 
-    @rule(name=st.sampled_from(NAMES))
-    def deploy(self, name: str) -> None:
-        self.numbers[name] += 1
-        self.take(self.harness.send(RevisionDeployed(self.revision(name))))
+    @precondition(lambda self: self.held)
+    @rule()
+    def release_all(self) -> None:
+        while self.held:
+            name, instance_id = self.held.pop()
+            self.take(self.harness.release(instance_id, name))
 
-    @rule(name=st.sampled_from(NAMES), replicas=st.integers(0, 4))
-    def scale(self, name: str, replicas: int) -> None:
-        self.take(self.harness.send(ScaleRequested(self.revision(name), replicas)))
-
-    @rule(name=st.sampled_from(NAMES))
-    def delete(self, name: str) -> None:
-        self.take(self.harness.send(FunctionDeleted(FunctionName(name))))
+    @rule(
+        name=st.sampled_from(NAMES),
+        what=st.sampled_from(["deploy", "delete", 0, 1, 4]),
+    )
+    def operate(self, name: str, what: str | int) -> None:
+        """What people do to a function; one rule, so that most steps are requests' lives."""
+        if what == "deploy":
+            self.numbers[name] += 1
+            self.take(self.harness.send(RevisionDeployed(self.revision(name))))
+        elif what == "delete":
+            self.take(self.harness.send(FunctionDeleted(FunctionName(name))))
+        else:
+            self.take(self.harness.send(ScaleRequested(self.revision(name), int(what))))
 
     @invariant()
     def every_request_is_answered_once_or_waits(self) -> None:
@@ -173,6 +186,6 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 SchedulerMachine.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None
+    max_examples=300, stateful_step_count=50, deadline=None
 )
 TestScheduler = SchedulerMachine.TestCase
