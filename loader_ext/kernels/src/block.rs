@@ -1,5 +1,7 @@
 //! Some rows of the weights times all tokens.
 
+use std::ops::Range;
+
 use crate::element::Element;
 use crate::lanes::Lanes;
 use crate::product::{Matrix, MatrixMut};
@@ -9,6 +11,9 @@ use crate::tile::{Inputs, Rows, Stored, Widened, tile};
 const TILE_ROWS: usize = 4;
 /// Rows of a tile of one token: a sum for each of the fused additions that are under way at once.
 const LONE_TILE_ROWS: usize = 8;
+/// Up to so many tiles of tokens the weights are widened for each of them anew, in registers: that
+/// takes less time than keeping them widened.
+pub(crate) const STREAMED_TILES: usize = 3;
 /// Bytes in a cache line.
 const LINE_BYTES: usize = 64;
 
@@ -53,14 +58,21 @@ pub(crate) unsafe fn arrange<L: Lanes>(x: Matrix, tokens: usize, inputs: usize, 
         unsafe {
             let from = x.start.add(token * x.stride * x.element.bytes());
             let to = to.add(token * padded);
-            for start in (0..padded).step_by(step) {
-                for lane in 0..L::WIDTH {
-                    let index = start + 2 * lane;
-                    let or_zero =
-                        |index| if index < inputs { x.element.read(from, index) } else { 0.0 };
-                    to.add(start + lane).write(or_zero(index));
-                    to.add(start + L::WIDTH + lane).write(or_zero(index + 1));
-                }
+            let whole = inputs - inputs % step;
+            for start in (0..whole).step_by(step) {
+                let [even, odd] = match x.element {
+                    Element::Float32 => L::deal(from.cast::<f32>().add(start)),
+                    Element::Bfloat16 => {
+                        let from = from.cast::<u16>().add(start);
+                        [L::even(from), L::odd(from)]
+                    }
+                };
+                L::store(to.add(start), even);
+                L::store(to.add(start + L::WIDTH), odd);
+            }
+            for index in whole..padded {
+                let value = if index < inputs { x.element.read(from, index) } else { 0.0 };
+                to.add(whole + (index - whole) / 2 + index % 2 * L::WIDTH).write(value);
             }
         }
     }
@@ -81,27 +93,57 @@ pub(crate) unsafe fn block<L: Lanes>(
     // SAFETY: the caller's promise; the scratch has room for all rows of the block.
     unsafe {
         let start = task.weight.add(first * task.inputs);
-        if task.tokens <= L::TILE_TOKENS {
-            let rows = Stored { start, inputs: task.inputs };
-            return strip::<L, _>(task, rows, first, count, 0, task.tokens, &mut Ahead::nothing());
+        if task.tokens <= L::TILE_TOKENS * STREAMED_TILES {
+            return stream::<L>(task, start, first, count);
         }
         // Weights that are used more than once are worth widening into a cache.
         let padded = task.x.padded;
         let wide = room(scratch, count * padded);
+        let stored = Stored::<false> { start, inputs: task.inputs };
         for row in 0..count {
-            widen::<L>(Stored { start, inputs: task.inputs }, row, wide.add(row * padded));
+            widen::<L>(stored, row, wide.add(row * padded));
         }
         let rows = Widened { start: wide, padded };
-        let tiles = task.tokens.div_ceil(L::TILE_TOKENS);
-        let mut ahead = Ahead::of(start, count, task.inputs, tiles * count.div_ceil(TILE_ROWS));
-        let mut token = 0;
-        for tile in 0..tiles {
-            // Tiles of nearly the same size: a last one of one token would be slow.
-            let behind = task.tokens * (tile + 1) / tiles;
-            strip::<L, _>(task, rows, first, count, token, behind - token, &mut ahead);
-            token = behind;
+        let times = task.tokens.div_ceil(L::TILE_TOKENS) * count.div_ceil(TILE_ROWS);
+        let mut ahead = Ahead::of(start, count, task.inputs, times);
+        for tokens in tiles_of::<L>(task.tokens) {
+            strip::<L, _>(task, rows, first, 0..count, tokens, &mut ahead);
         }
     }
+}
+
+/// The block's rows times all tokens, a few rows at a time, which stay in the first-level cache.
+///
+/// # Safety
+/// As for `block`.
+#[inline(always)]
+unsafe fn stream<L: Lanes>(task: &Task, start: *const u16, first: usize, count: usize) {
+    let new = Stored::<true> { start, inputs: task.inputs };
+    let seen = Stored::<false> { start, inputs: task.inputs };
+    let none = &mut Ahead::nothing();
+    // SAFETY: the caller's promise.
+    unsafe {
+        if task.tokens <= L::TILE_TOKENS {
+            return strip::<L, _>(task, new, first, 0..count, 0..task.tokens, none);
+        }
+        for row in (0..count).step_by(TILE_ROWS) {
+            let rows = row..count.min(row + TILE_ROWS);
+            for tokens in tiles_of::<L>(task.tokens) {
+                if tokens.start == 0 {
+                    strip::<L, _>(task, new, first, rows.clone(), tokens, none);
+                } else {
+                    strip::<L, _>(task, seen, first, rows.clone(), tokens, none);
+                }
+            }
+        }
+    }
+}
+
+/// The tokens in tiles of nearly the same size: a last one of one token would be slow.
+#[inline(always)]
+fn tiles_of<L: Lanes>(tokens: usize) -> impl Iterator<Item = Range<usize>> {
+    let tiles = tokens.div_ceil(L::TILE_TOKENS);
+    (0..tiles).map(move |tile| tokens * tile / tiles..tokens * (tile + 1) / tiles)
 }
 
 /// The next block's weights, asked for while this one is computed.
@@ -141,7 +183,7 @@ impl Ahead {
 /// # Safety
 /// The row exists, and `to` has room for it, filled up.
 #[inline(always)]
-unsafe fn widen<L: Lanes>(rows: Stored, row: usize, to: *mut f32) {
+unsafe fn widen<L: Lanes>(rows: Stored<false>, row: usize, to: *mut f32) {
     // SAFETY: the caller's promise.
     unsafe {
         let whole = Rows::<L>::whole(rows);
@@ -156,7 +198,7 @@ unsafe fn widen<L: Lanes>(rows: Stored, row: usize, to: *mut f32) {
     }
 }
 
-/// The block's rows times `tokens` tokens, at most a tile's.
+/// Rows `range` of the block times `tokens`, at most a tile's.
 ///
 /// # Safety
 /// As for `block`.
@@ -165,27 +207,30 @@ unsafe fn strip<L: Lanes, W: Rows<L>>(
     task: &Task,
     rows: W,
     first: usize,
-    count: usize,
-    token: usize,
-    tokens: usize,
+    range: Range<usize>,
+    tokens: Range<usize>,
     ahead: &mut Ahead,
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        match tokens {
-            1 => tiles::<L, W, LONE_TILE_ROWS, 1>(task, rows, first, count, token, ahead),
-            2 => tiles::<L, W, TILE_ROWS, 2>(task, rows, first, count, token, ahead),
+        match tokens.len() {
+            1 => {
+                tiles::<L, W, LONE_TILE_ROWS, 1>(task, rows, first, range, tokens.start, ahead);
+            }
+            2 => {
+                tiles::<L, W, TILE_ROWS, 2>(task, rows, first, range, tokens.start, ahead);
+            }
             3 if L::TILE_TOKENS >= 3 => {
-                tiles::<L, W, TILE_ROWS, 3>(task, rows, first, count, token, ahead);
+                tiles::<L, W, TILE_ROWS, 3>(task, rows, first, range, tokens.start, ahead);
             }
             4 if L::TILE_TOKENS >= 4 => {
-                tiles::<L, W, TILE_ROWS, 4>(task, rows, first, count, token, ahead);
+                tiles::<L, W, TILE_ROWS, 4>(task, rows, first, range, tokens.start, ahead);
             }
             5 if L::TILE_TOKENS >= 5 => {
-                tiles::<L, W, TILE_ROWS, 5>(task, rows, first, count, token, ahead);
+                tiles::<L, W, TILE_ROWS, 5>(task, rows, first, range, tokens.start, ahead);
             }
             6 if L::TILE_TOKENS >= 6 => {
-                tiles::<L, W, TILE_ROWS, 6>(task, rows, first, count, token, ahead);
+                tiles::<L, W, TILE_ROWS, 6>(task, rows, first, range, tokens.start, ahead);
             }
             _ => unreachable!("a tile has 1 to {} tokens", L::TILE_TOKENS),
         }
@@ -201,20 +246,20 @@ unsafe fn tiles<L: Lanes, W: Rows<L>, const R: usize, const T: usize>(
     task: &Task,
     rows: W,
     first: usize,
-    count: usize,
+    range: Range<usize>,
     token: usize,
     ahead: &mut Ahead,
 ) {
     // SAFETY: the caller's promise.
     unsafe {
         let x = Inputs { start: task.x.start.add(token * task.x.padded), ..task.x };
-        let mut row = 0;
-        while row + R <= count {
+        let mut row = range.start;
+        while row + R <= range.end {
             ahead.some::<L>();
             put(task, token, first + row, tile::<L, W, R, T>(rows, row, x));
             row += R;
         }
-        while row < count {
+        while row < range.end {
             put(task, token, first + row, tile::<L, W, 1, T>(rows, row, x));
             row += 1;
         }

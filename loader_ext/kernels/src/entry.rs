@@ -8,7 +8,7 @@ use crate::product::Matrix;
 pub(crate) struct Entry {
     /// Inputs that are dealt with at a time; rows are filled up to a multiple.
     pub step: usize,
-    /// Up to so many tokens the weights are used where they lie, and once.
+    /// Up to so many tokens the weights are used where they lie.
     pub streamed_tokens: usize,
     /// See `block::arrange`.
     pub arrange: unsafe fn(Matrix, usize, usize, *mut f32),
@@ -34,7 +34,12 @@ impl Entry {
         arrange: unsafe fn(Matrix, usize, usize, *mut f32),
         block: unsafe fn(&Task, usize, usize, &mut Scratch),
     ) -> Self {
-        Self { step: 2 * L::WIDTH, streamed_tokens: L::TILE_TOKENS, arrange, block }
+        Self {
+            step: 2 * L::WIDTH,
+            streamed_tokens: L::TILE_TOKENS * block::STREAMED_TILES,
+            arrange,
+            block,
+        }
     }
 }
 

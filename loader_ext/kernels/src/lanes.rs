@@ -71,6 +71,8 @@ pub(crate) trait Lanes {
     unsafe fn even(from: *const u16) -> Self::Vector;
     /// The odd ones of `2 * WIDTH` bfloat16, widened.
     unsafe fn odd(from: *const u16) -> Self::Vector;
+    /// The even and the odd ones of `2 * WIDTH` float32.
+    unsafe fn deal(from: *const f32) -> [Self::Vector; 2];
     /// `a * b + c`.
     unsafe fn multiply_add(a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
     /// The sum over the lanes.
@@ -124,6 +126,13 @@ impl Lanes for Portable {
         // SAFETY: the caller's promise.
         let [_, a, _, b, _, c, _, d] = unsafe { from.cast::<[u16; 8]>().read_unaligned() };
         [a, b, c, d].map(widen)
+    }
+
+    #[inline(always)]
+    unsafe fn deal(from: *const f32) -> [Self::Vector; 2] {
+        // SAFETY: the caller's promise.
+        let [a, b, c, d, e, f, g, h] = unsafe { from.cast::<[f32; 8]>().read_unaligned() };
+        [[a, c, e, g], [b, d, f, h]]
     }
 
     #[inline(always)]

@@ -5,6 +5,9 @@ use crate::lanes::Lanes;
 /// Bfloat16 of the longest step of any vector; shorter ones divide it.
 const TAIL: usize = 32;
 
+/// How far ahead of its use a row is asked for.
+const AHEAD_ROWS: usize = 8;
+
 /// The inputs of tokens: float32, in the order of `Lanes`, each row filled up with zeros.
 #[derive(Clone, Copy)]
 pub(crate) struct Inputs {
@@ -29,15 +32,15 @@ pub(crate) trait Rows<L: Lanes>: Copy {
     unsafe fn tail(self, row: usize) -> Option<[u16; TAIL]>;
 }
 
-/// bfloat16 in the checkpoint.
+/// bfloat16 in the checkpoint, looked at for the first time or again.
 #[derive(Clone, Copy)]
-pub(crate) struct Stored {
+pub(crate) struct Stored<const NEW: bool> {
     pub start: *const u16,
     pub inputs: usize,
 }
 
-impl<L: Lanes> Rows<L> for Stored {
-    const STREAMED: bool = true;
+impl<L: Lanes, const NEW: bool> Rows<L> for Stored<NEW> {
+    const STREAMED: bool = NEW;
 
     #[inline(always)]
     unsafe fn even(self, row: usize, input: usize) -> L::Vector {
@@ -135,7 +138,7 @@ pub(crate) unsafe fn tile<L: Lanes, W: Rows<L>, const R: usize, const T: usize>(
         while input < whole {
             if W::STREAMED {
                 for r in 0..R {
-                    L::prefetch(rows.address(row + R + r, input));
+                    L::prefetch(rows.address(row + AHEAD_ROWS + r, input));
                 }
             }
             let mut weights = [L::zero(); R];

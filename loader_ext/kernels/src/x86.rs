@@ -52,6 +52,17 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn deal(from: *const f32) -> [__m512; 2] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (low, high) = (_mm512_loadu_ps(from), _mm512_loadu_ps(from.add(16)));
+            let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+            let odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+            [_mm512_permutex2var_ps(low, even, high), _mm512_permutex2var_ps(low, odd, high)]
+        }
+    }
+
+    #[inline(always)]
     unsafe fn multiply_add(a: __m512, b: __m512, c: __m512) -> __m512 {
         // SAFETY: the caller's promise.
         unsafe { _mm512_fmadd_ps(a, b, c) }
@@ -132,6 +143,18 @@ impl Lanes for Avx2 {
         unsafe {
             let pairs = _mm256_loadu_si256(from.cast());
             _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(UPPER)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn deal(from: *const f32) -> [__m256; 2] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            // 0 to 3 and 8 to 11, then 4 to 7 and 12 to 15: the shuffles take every other one.
+            let (low, high) = (_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8)));
+            let a = _mm256_permute2f128_ps::<0x20>(low, high);
+            let b = _mm256_permute2f128_ps::<0x31>(low, high);
+            [_mm256_shuffle_ps::<0x88>(a, b), _mm256_shuffle_ps::<0xdd>(a, b)]
         }
     }
 

@@ -54,26 +54,26 @@ class Kernels:
         """
         outputs, inputs = weight.shape
         tokens, found = x.shape
-        if out is None:
-            out = x.new_empty((tokens, outputs), dtype=self._float32)
         x_stride, x_step = x.stride()
-        out_stride, out_step = out.stride()
         if (
             found != inputs
             or weight.dtype is not self._bfloat16
             or not weight.is_contiguous()
             or not (x_step == 1 or inputs < 2)
-            or not (out_step == 1 or outputs < 2)
-            or (out_stride < outputs and tokens > 1)
-            or out.shape != (tokens, outputs)
-            or not (x.is_cpu and weight.is_cpu and out.is_cpu)
+            or not (x.is_cpu and weight.is_cpu)
+            or not (out is None or _is_rows(out, tokens, outputs))
         ):
-            raise ValueError(self._complaint(x, weight, out))
+            raise ValueError(_complaint(x, weight, out))
+        if out is None:
+            out = x.new_empty((tokens, outputs), dtype=self._float32)
+            to = (out.data_ptr(), False, outputs)
+        else:
+            to = (out.data_ptr(), self._is_short(out), out.stride(0))
         self._multiply(
             (x.data_ptr(), self._is_short(x), x_stride),
             weight.data_ptr(),
             None if bias is None else self._vector(bias, outputs),
-            (out.data_ptr(), self._is_short(out), out_stride),
+            to,
             tokens,
             inputs,
             outputs,
@@ -95,13 +95,23 @@ class Kernels:
             )
         return bias.data_ptr(), self._is_short(bias)
 
-    def _complaint(self, x: Tensor, weight: Tensor, out: Tensor) -> str:
-        facts = ", ".join(
-            f"{name} {tuple(tensor.shape)} of {tensor.dtype} with strides {tensor.stride()} "
-            f"on {tensor.device}"
-            for name, tensor in (("x", x), ("weight", weight), ("out", out))
-        )
-        return (
-            "kernels take x [tokens, inputs], a contiguous bfloat16 weight [outputs, inputs] and "
-            f"out [tokens, outputs], all on cpu and with rows without gaps; these are {facts}"
-        )
+
+def _is_rows(out: Tensor, tokens: int, outputs: int) -> bool:
+    """Whether it is `[tokens, outputs]` on the CPU, in rows that neither overlap nor have gaps."""
+    if out.shape != (tokens, outputs) or not out.is_cpu:
+        return False
+    stride, step = out.stride()
+    return (step == 1 or outputs < 2) and (stride >= outputs or tokens < 2)
+
+
+def _complaint(x: Tensor, weight: Tensor, out: Tensor | None) -> str:
+    named = [("x", x), ("weight", weight), *([] if out is None else [("out", out)])]
+    facts = ", ".join(
+        f"{name} {tuple(tensor.shape)} of {tensor.dtype} with strides {tensor.stride()} "
+        f"on {tensor.device}"
+        for name, tensor in named
+    )
+    return (
+        "kernels take x [tokens, inputs], a contiguous bfloat16 weight [outputs, inputs] and "
+        f"out [tokens, outputs], all on cpu and with rows without gaps; these are {facts}"
+    )
