@@ -171,7 +171,7 @@ impl Ahead {
         let lines = self.share.min(self.left);
         for _ in 0..lines {
             // SAFETY: the caller's promise.
-            unsafe { L::prefetch_far(self.next) };
+            unsafe { L::prefetch(self.next) };
             self.next = self.next.wrapping_add(LINE_BYTES);
         }
         self.left -= lines;

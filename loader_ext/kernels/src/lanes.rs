@@ -83,10 +83,9 @@ pub(crate) trait Lanes {
         // SAFETY: the caller's promise.
         vectors.map(|vector| unsafe { Self::sum(vector) })
     }
-    /// Asks for a cache line that will be read soon; any address is allowed.
+    /// Asks for a cache line that will be read soon, into the second level: the first is full of
+    /// what is being used. Any address is allowed.
     unsafe fn prefetch(line: *const u8);
-    /// Asks for a cache line that will be read later, into the second level.
-    unsafe fn prefetch_far(line: *const u8);
 }
 
 /// Plain code.
@@ -148,7 +147,4 @@ impl Lanes for Portable {
 
     #[inline(always)]
     unsafe fn prefetch(_line: *const u8) {}
-
-    #[inline(always)]
-    unsafe fn prefetch_far(_line: *const u8) {}
 }

@@ -95,12 +95,6 @@ impl Lanes for Avx512 {
     #[inline(always)]
     unsafe fn prefetch(line: *const u8) {
         // SAFETY: a hint, which never faults.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
-    }
-
-    #[inline(always)]
-    unsafe fn prefetch_far(line: *const u8) {
-        // SAFETY: a hint, which never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) }
     }
 }
@@ -177,12 +171,6 @@ impl Lanes for Avx2 {
 
     #[inline(always)]
     unsafe fn prefetch(line: *const u8) {
-        // SAFETY: a hint, which never faults.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
-    }
-
-    #[inline(always)]
-    unsafe fn prefetch_far(line: *const u8) {
         // SAFETY: a hint, which never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) }
     }
