@@ -13,7 +13,7 @@ import os
 import signal
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import orjson
@@ -114,7 +114,7 @@ async def _agent(
         LocalCache(registry),
         warm_pool=settings.warm_pool,
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        name_worker=_worker_names(),
+        name_worker=_worker_name,
         tasks=tasks,
     )
     socket = run_dir / "agent.sock"
@@ -145,14 +145,14 @@ async def _announce(directory: NodeDirectory, url: str, ready_fd: int | None) ->
         os.close(ready_fd)
 
 
-def _worker_names() -> Callable[[], str]:
-    return lambda: f"w-{uuid.uuid4().hex[:8]}"
+def _worker_name() -> str:
+    return f"w-{uuid.uuid4().hex[:8]}"
 
 
 @contextlib.contextmanager
 def _home(home: Path) -> Iterator[None]:
     """Makes the home directory, for this user only, and keeps other platforms out of it."""
-    longest = home / "run" / f"{_worker_names()()}.sock"
+    longest = home / "run" / f"{_worker_name()}.sock"
     if len(os.fsencode(longest)) > MAX_SOCKET_PATH_BYTES:
         raise BadRequest(
             f"{home} is too long a path for Unix sockets ({MAX_SOCKET_PATH_BYTES} bytes in all); "

@@ -79,7 +79,7 @@ class WarmPool:
         Raises StartupFailed when a spawn made for this claim fails.
         """
         self._failures = 0
-        while self._blank:
+        if self._blank:
             worker = self._blank.popleft()
             worker.promote()
             self._on_change()
