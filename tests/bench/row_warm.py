@@ -35,7 +35,7 @@ def warm_row(stage: Stage) -> list[Row]:
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    samples: dict[str, list[float]] = {"direct_ms": [], "relay_ms": [], "platform_ms": []}
+    answers: dict[str, list[Streamed]] = {"direct": [], "relay": [], "platform": []}
     with (
         relay(socket) as relay_url,
         socket_client(socket) as direct,
@@ -43,18 +43,26 @@ def warm_row(stage: Stage) -> list[Row]:
         httpx.Client(**PLAIN, base_url=stage.local.url) as platform,
     ):
         ways: dict[str, Callable[[], Streamed]] = {
-            "direct_ms": lambda: stream(direct, SOCKET, next(direct_bodies)),
-            "relay_ms": lambda: stream(relayed, SOCKET, next(direct_bodies)),
-            "platform_ms": lambda: stream(platform, OPENAI, asked),
+            "direct": lambda: stream(direct, SOCKET, next(direct_bodies)),
+            "relay": lambda: stream(relayed, SOCKET, next(direct_bodies)),
+            "platform": lambda: stream(platform, OPENAI, asked),
         }
         for _ in range(REHEARSALS):
             for call in ways.values():
                 call()
         for _ in range(stage.plan.warm_pairs):
             for name in stage.rng.sample(list(ways), len(ways)):
-                samples[name].append(ways[name]().first_s * 1000)
-    added = [p - d for p, d in zip(samples["platform_ms"], samples["direct_ms"], strict=True)]
-    relays = [r - d for r, d in zip(samples["relay_ms"], samples["direct_ms"], strict=True)]
+                answers[name].append(ways[name]())
+    first_ms = {
+        f"{name}_ms": [one.first_s * 1000 for one in all_] for name, all_ in answers.items()
+    }
+    outside_ms = {
+        name: [(one.first_s - one.instance_s) * 1000 for one in all_]
+        for name, all_ in answers.items()
+    }
+    added = _difference(outside_ms["platform"], outside_ms["direct"])
+    relayed_added = _difference(outside_ms["relay"], outside_ms["direct"])
+    whole = _difference(first_ms["platform_ms"], first_ms["direct_ms"])
     return [
         Row(
             id="warm-overhead",
@@ -62,13 +70,27 @@ def warm_row(stage: Stage) -> list[Row]:
             "runtime's socket",
             target=f"<= {MAX_MEDIAN_MS:g} ms median, <= {MAX_P99_MS:g} ms p99",
             figure=f"{median(added):.2f} ms median, {quantile(added, 0.99):.2f} ms p99 "
-            f"(bare relay {median(relays):.2f} and {quantile(relays, 0.99):.2f} ms)",
+            f"(bare relay {median(relayed_added):.2f} and "
+            f"{quantile(relayed_added, 0.99):.2f} ms; with the instance's own jitter left in "
+            f"{median(whole):.2f} and {quantile(whole, 0.99):.2f} ms)",
             passed=median(added) <= MAX_MEDIAN_MS and quantile(added, 0.99) <= MAX_P99_MS,
             method="Triples of requests to one warm instance in random order, each to its first "
             "text: to the runtime's Unix socket, through a bare Starlette + httpx relay, through "
             "the platform. The same client code reads all three over connections that stay open. "
-            "The figure is the difference within each triple, so the instance's own jitter is in "
-            "it too; nothing is left out.",
-            samples={**samples, "added_ms": added, "relay_added_ms": relays},
+            "Of each request the time that the instance itself measured (its queue and prefill, "
+            "which differ by tens of ms between requests) is taken off; the figure is the "
+            "difference of what remains within each triple. The samples hold all of it, and the "
+            "figure also says what the difference is without taking anything off.",
+            samples={
+                **first_ms,
+                **{f"{name}_outside_ms": values for name, values in outside_ms.items()},
+                "added_ms": added,
+                "relay_added_ms": relayed_added,
+                "whole_added_ms": whole,
+            },
         )
     ]
+
+
+def _difference(more: list[float], less: list[float]) -> list[float]:
+    return [m - d for m, d in zip(more, less, strict=True)]

@@ -20,21 +20,25 @@ PLAIN: dict[str, Any] = {"timeout": None, "trust_env": False, "verify": False}
 
 @dataclass(frozen=True, slots=True)
 class Streamed:
-    """When text came, in seconds since the request was sent."""
+    """When text came, in seconds since the request was sent. `instance_s` is what the instance
+    itself spent up to its first token, by its own clock."""
 
     first_s: float
     last_s: float
     end_s: float
     tokens: int
+    instance_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How a stream says text, and how many tokens it was, in each of its lines."""
+    """How a stream says text in each of its lines, and in one how many tokens it was and what
+    the instance measured (`queue_ms`, `prefill_ms`)."""
 
     path: str
     text: Callable[[bytes], str]
     tokens: Callable[[bytes], int | None]
+    measured: Callable[[bytes], Mapping[str, float] | None]
 
 
 def _sse(line: bytes) -> Any:
@@ -54,6 +58,10 @@ def _sse_tokens(line: bytes) -> int | None:
     return (_sse(line).get("usage") or {}).get("completion_tokens")
 
 
+def _sse_measured(line: bytes) -> Any:
+    return (_sse(line).get("stoker") or {}).get("generation")
+
+
 def _frame(line: bytes) -> Any:
     frame = json.loads(line)
     if frame["kind"] == "error":
@@ -70,8 +78,13 @@ def _frame_tokens(line: bytes) -> int | None:
     return tokens
 
 
-OPENAI = Dialect("/v1/chat/completions", _sse_text, _sse_tokens)
-SOCKET = Dialect("/generate", _frame_text, _frame_tokens)
+def _frame_measured(line: bytes) -> Any:
+    frame = _frame(line)
+    return frame if "prefill_ms" in frame else None
+
+
+OPENAI = Dialect("/v1/chat/completions", _sse_text, _sse_tokens, _sse_measured)
+SOCKET = Dialect("/generate", _frame_text, _frame_tokens, _frame_measured)
 
 
 class Reader:
@@ -85,6 +98,7 @@ class Reader:
         self._first_s: float | None = None
         self._last_s = 0.0
         self._tokens: int | None = None
+        self._measured: Mapping[str, float] | None = None
 
     def feed(self, chunk: bytes) -> None:
         now_s = self._clock() - self._began
@@ -94,12 +108,15 @@ class Reader:
                 self._first_s = now_s if self._first_s is None else self._first_s
                 self._last_s = now_s
             self._tokens = self._dialect.tokens(line) or self._tokens
+            self._measured = self._dialect.measured(line) or self._measured
 
     def done(self) -> Streamed:
         assert self._first_s is not None, "the stream held no text"
         assert self._tokens is not None, "the stream did not count its tokens"
+        assert self._measured is not None, "the stream did not say what the instance measured"
         end_s = self._clock() - self._began
-        return Streamed(self._first_s, self._last_s, end_s, self._tokens)
+        instance_s = (self._measured["queue_ms"] + self._measured["prefill_ms"]) / 1000
+        return Streamed(self._first_s, self._last_s, end_s, self._tokens, instance_s)
 
 
 def socket_client(socket: Path) -> httpx.Client:

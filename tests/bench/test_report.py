@@ -93,13 +93,15 @@ def test_a_stream_is_timed_by_its_text_wherever_its_chunks_are_cut() -> None:
         b'data: {"choices":[{"delta":{"content":"The',
         b' sea"}}]}\n\n',
         b'data: {"choices":[{"delta":{"content":"."}}]}\n\n',
-        b'data: {"choices":[],"usage":{"completion_tokens":3}}\n\ndata: [DONE]\n\n',
+        b'data: {"choices":[],"usage":{"completion_tokens":3},"stoker":{"generation":'
+        b'{"queue_ms":250,"prefill_ms":1500}}}\n\ndata: [DONE]\n\n',
     )
     for chunk in stream:
         now[0] += 1.0
         reader.feed(chunk)
     streamed = reader.done()
     assert (streamed.first_s, streamed.last_s, streamed.end_s, streamed.tokens) == (3, 4, 5, 3)
+    assert streamed.instance_s == 1.75
 
 
 def test_the_sockets_frames_are_read_the_same_way() -> None:
@@ -109,12 +111,14 @@ def test_the_sockets_frames_are_read_the_same_way() -> None:
         b'{"kind":"prompt","epoch":0,"prompt_ids":[1,2]}\n',
         b'{"kind":"token","epoch":0,"index":0,"token":5,"text":""}\n',
         b'{"kind":"token","epoch":0,"index":1,"token":6,"text":"a"}\n',
-        b'{"kind":"done","epoch":0,"finish_reason":"stop","prompt_tokens":2,"completion_tokens":2}\n',
+        b'{"kind":"done","epoch":0,"finish_reason":"stop","prompt_tokens":2,"completion_tokens":2,'
+        b'"queue_ms":500,"prefill_ms":1000}\n',
     ):
         now[0] += 1.0
         reader.feed(line)
     streamed = reader.done()
     assert (streamed.first_s, streamed.last_s, streamed.tokens) == (3, 3, 2)
+    assert streamed.instance_s == 1.5
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ MEDIA_TYPE = "text/event-stream"
 HOLD_S = 15.0  # with the status line, so that an early failure has a proper status
 PING_S = 15.0  # of silence, then a comment keeps proxies from cutting the stream
 STALL_S = 60.0  # a client that takes no byte for so long has left
-MAX_UNSENT_CHUNKS = 64  # then the instance's stream waits for the client
 
 DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"
@@ -39,7 +38,9 @@ def event(value: object) -> bytes:
 
 
 class EventStream(Response):
-    """A response that streams what `produce` emits; each emit is one or more whole events.
+    """A response that streams what `produce` emits; each emit is one or more whole events, and
+    returns when the connection has room for more, so a slow client slows its own instance's
+    stream and holds no memory here.
 
     `produce` runs in one task from begin to end. What it raises before the status line is the
     response's error; later it becomes an error event, and `[DONE]` stays away. A client that
@@ -62,36 +63,20 @@ class EventStream(Response):
     async def relay(self, send: Send) -> None:
         """Streams to `send` without watching whether the client is there. Raises what came
         before the status line."""
-        chunks: asyncio.Queue[bytes | Exception | None] = asyncio.Queue(MAX_UNSENT_CHUNKS)
+        wire = _Wire(send)
+        error: Exception | None = None
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._run(chunks))
-            error = await self._write(chunks, send)
-        if error is not None:
+            pings = tasks.create_task(wire.ping(self._hold_s, self._ping_s))
+            try:
+                await self._produce(wire.write)
+            except Exception as raised:  # noqa: BLE001  answered or raised again below
+                error = raised
+            pings.cancel()
+        if error is not None and (isinstance(error, ClientLeft) or not wire.begun):
             raise error
-
-    async def _run(self, chunks: asyncio.Queue[bytes | Exception | None]) -> None:
-        try:
-            await self._produce(chunks.put)
-        except Exception as error:  # noqa: BLE001  raised again by the task that answers
-            await chunks.put(error)
-        else:
-            await chunks.put(None)
-
-    async def _write(
-        self, chunks: asyncio.Queue[bytes | Exception | None], send: Send
-    ) -> Exception | None:
-        """Writes until the end; returns the error that is still to be answered or logged."""
-        first = await _within(chunks, self._hold_s)
-        if isinstance(first, Exception):
-            return first
-        await _send(send, {"type": "http.response.start", "status": 200, "headers": _HEADERS})
-        chunk: bytes | Exception | None = first
-        while isinstance(chunk, bytes):
-            await _send(send, {"type": "http.response.body", "body": chunk, "more_body": True})
-            chunk = await _within(chunks, self._ping_s)
-        last = b"" if chunk is None else self._broken(chunk)
-        await _send(send, {"type": "http.response.body", "body": last, "more_body": False})
-        return None if isinstance(chunk, StokerError) else chunk
+        await wire.write(self._broken(error) if error else b"", last=True)
+        if error is not None and not isinstance(error, StokerError):
+            raise error
 
     def _broken(self, error: Exception) -> bytes:
         failure = (
@@ -103,22 +88,38 @@ class EventStream(Response):
         return event(openai_error(failure, self._call.request_id))
 
 
-async def _within(
-    chunks: asyncio.Queue[bytes | Exception | None], timeout_s: float
-) -> bytes | Exception | None:
-    """The next chunk, or a ping when none comes in time."""
-    if not chunks.empty():
-        return chunks.get_nowait()
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await chunks.get()
-    except TimeoutError:
-        return PING
+class _Wire:
+    """The way to one client: the status line goes with the first event, pings fill silences."""
 
+    def __init__(self, send: Send) -> None:
+        self.begun = False
+        self._send = send
+        self._lock = asyncio.Lock()  # a ping must not come between the status line and its event
+        self._clock = asyncio.get_running_loop().time
+        self._wrote_at = self._clock()
 
-async def _send(send: Send, message: dict[str, object]) -> None:
-    try:
-        async with asyncio.timeout(STALL_S):
-            await send(message)
-    except TimeoutError:
-        raise ClientLeft from None
+    async def write(self, chunk: bytes, *, last: bool = False) -> None:
+        """Raises ClientLeft when the client takes nothing for STALL_S."""
+        try:
+            async with asyncio.timeout(STALL_S), self._lock:
+                if not self.begun:
+                    self.begun = True
+                    await self._send(
+                        {"type": "http.response.start", "status": 200, "headers": _HEADERS}
+                    )
+                await self._send(
+                    {"type": "http.response.body", "body": chunk, "more_body": not last}
+                )
+        except TimeoutError:
+            raise ClientLeft from None
+        self._wrote_at = self._clock()
+
+    async def ping(self, hold_s: float, ping_s: float) -> None:
+        """Writes a ping after each silence, until cancelled. A write moves no timer: the one
+        that runs finds out when it ends that it has to run on."""
+        silent_until = self._wrote_at + hold_s
+        while True:
+            await asyncio.sleep(silent_until - self._clock())
+            if not self.begun or self._wrote_at + ping_s <= self._clock():
+                await self.write(PING)
+            silent_until = self._wrote_at + ping_s

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -88,11 +89,14 @@ class Invoker:
         return lease
 
     def _started(self, call: Call, lease: Lease, exchange: Exchange[E]) -> None:
-        timeline = _timeline(call, lease, self.clock())
-        call.timeline = timeline
+        call.timeline = timeline = _timeline(call, lease, self.clock())
+        # The first event goes out in this turn of the loop, the books are kept in the next.
+        asyncio.get_running_loop().call_soon(self._book, timeline, lease, exchange.prompt_tokens)
+
+    def _book(self, timeline: Timeline, lease: Lease, prompt_tokens: int) -> None:
         self.timelines.record(timeline)
         self.metrics.started(timeline)
-        self.leasing.prefilled(lease, timeline.phases[-1].duration_ms, exchange.prompt_tokens)
+        self.leasing.prefilled(lease, timeline.phases[-1].duration_ms, prompt_tokens)
 
     def _failed(self, call: Call, lease: Lease, error: StokerError) -> None:
         self.timelines.record(_timeline(call, lease, self.clock()))

@@ -76,6 +76,10 @@ Step = BaseModel | Sequence[BaseModel] | Hold | Die | Refuse | Raw
 Script = Sequence[Step]
 
 
+# What the instance says that it measured.
+MEASURED = {"queue_ms": 0.5, "prefill_ms": 12.25, "decode_ms": 30.0}
+
+
 def words(*texts: str, prompt_tokens: int = 3, reason: str = "stop", epoch: int = 0) -> list[Step]:
     """A generation of one token a text, all frames in one write."""
     frames: list[BaseModel] = [PromptFrame(epoch=epoch, prompt_ids=tuple(range(prompt_tokens)))]
@@ -94,6 +98,7 @@ def done(count: int, *, prompt_tokens: int = 3, reason: str = "stop", epoch: int
         finish_reason=FinishReason(reason),
         prompt_tokens=prompt_tokens,
         completion_tokens=count,
+        **MEASURED,
     )
 
 

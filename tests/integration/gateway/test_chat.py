@@ -9,7 +9,7 @@ import pytest
 from openai.types.chat import ChatCompletionChunk
 
 from integration.gateway.conftest import SEED, Platform
-from integration.gateway.peer import events_of, token, words
+from integration.gateway.peer import MEASURED, events_of, token, words
 from stoker_runtime.contract import DoneFrame, FinishReason, PromptFrame, TokenFrame, TokenLogprob
 
 HELLO = [{"role": "user", "content": "Hello?"}]
@@ -26,6 +26,7 @@ async def test_an_answer_in_one_piece(platform: Platform) -> None:
     assert answer.usage.total_tokens == 6
     assert answer.model == "chat"
     assert answer.model_extra["stoker"]["startup"]["cold"] is False
+    assert answer.model_extra["stoker"]["generation"] == MEASURED
 
 
 async def test_a_stream_by_the_synchronous_client(platform: Platform) -> None:
@@ -57,6 +58,7 @@ async def test_usage_comes_in_a_last_chunk_without_choices(platform: Platform) -
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.completion_tokens == 2
     assert chunks[-1].model_extra["stoker"]["startup"]["request_id"] in chunks[-1].id
+    assert chunks[-1].model_extra["stoker"]["generation"] == MEASURED
     assert all(chunk.usage is None for chunk in chunks[:-1])
     assert chunks[-2].choices[0].finish_reason == "stop"
 

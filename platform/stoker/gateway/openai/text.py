@@ -82,6 +82,8 @@ _SAMPLING_FIELDS = (
     "ignore_eos",
 )
 
+_GENERATION_FIELDS = ("queue_ms", "prefill_ms", "decode_ms")
+
 
 @dataclass(frozen=True, slots=True)
 class TextAnswer:
@@ -133,7 +135,7 @@ class TextAnswer:
             **self._envelope(self.dialect.whole_object),
             "choices": [self.dialect.whole(text, tokens, reason)],
             "usage": _usage(done),
-            **self._startup(),
+            **self._explained(done),
         }
 
     def _events(self, frame: Frame, exchange: Generate) -> list[bytes]:
@@ -143,14 +145,14 @@ class TextAnswer:
         if isinstance(frame, DoneFrame):
             closing = self.dialect.closing(frame.text, self._finished(frame))
             # Many clients read choices[0] of every chunk unless they asked for usage: only then
-            # may the chunk that carries the timeline come without a choice.
+            # may the chunk that explains the answer come without a choice.
             if not self.include_usage:
-                return [self._chunk(closing, **self._startup()), DONE]
+                return [self._chunk(closing, **self._explained(frame)), DONE]
             last = {
                 **self._envelope(self.dialect.chunk_object),
                 "choices": [],
                 "usage": _usage(frame),
-                **self._startup(),
+                **self._explained(frame),
             }
             return [self._chunk(closing), event(last), DONE]
         return []
@@ -175,9 +177,12 @@ class TextAnswer:
             "system_fingerprint": self.revision.id,
         }
 
-    def _startup(self) -> Json:
+    def _explained(self, frame: DoneFrame) -> Json:
+        """Where the time went: up to the first token as the gateway saw it, and by the
+        instance's own clock."""
         assert self.call.timeline is not None, "an answer that began has a timeline"
-        return {"stoker": {"startup": startup_of(self.call.timeline)}}
+        generation = {name: getattr(frame, name) for name in _GENERATION_FIELDS}
+        return {"stoker": {"startup": startup_of(self.call.timeline), "generation": generation}}
 
     def _finished(self, frame: DoneFrame) -> str:
         self.invoker.metrics.tokens(
