@@ -7,7 +7,7 @@ what nobody uses. The simulator and the live dispatcher call this one function.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 
 from stoker.domain import InstanceId, NodeId
 from stoker.errors import CrashLoop, FunctionNotFound, QueueFull, StartupFailed, StartupTimeout
@@ -47,14 +47,17 @@ def _decide_pool(view: View, pool: Pool, event: Event, now: float, room: _Room) 
         return
     grants, waiting = _grant(pool)
     yield from grants
-    rejects, waiting = _turn_away(pool, waiting, event, now)
-    yield from rejects
     in_use = sum(i.active for i in pool.current()) + len(grants)
     busy = {grant.instance_id for grant in grants}
-    yield from _retire_superseded(pool)
     if isinstance(event, ScaleRequested) and event.revision.function == pool.revision.function:
-        yield from _scale_to(view, pool, event.replicas, busy, room)
+        scaled = list(_scale_to(view, pool, event.replicas, busy, room))
+        leaving = {action.instance_id for action in scaled if isinstance(action, Stop | Drain)}
+        rejects, _ = _turn_away(pool, waiting, event, now, leaving)
+        yield from (*rejects, *_retire_superseded(pool), *scaled)
         return
+    rejects, waiting = _turn_away(pool, waiting, event, now)
+    yield from rejects
+    yield from _retire_superseded(pool)
     wanted = scaling.wanted_instances(pool.revision.scale, in_use + len(waiting))
     yield from _start(view, pool, wanted - len(pool.current()), now, room, urgent=bool(waiting))
     yield from _stop_unused(pool, wanted, now, busy)
@@ -81,13 +84,18 @@ def _grant(pool: Pool) -> tuple[list[Grant], list[Waiter]]:
 
 
 def _turn_away(
-    pool: Pool, waiting: list[Waiter], event: Event, now: float
+    pool: Pool,
+    waiting: list[Waiter],
+    event: Event,
+    now: float,
+    leaving: Set[InstanceId] = frozenset(),
 ) -> tuple[list[Reject], list[Waiter]]:
-    """Answers those who cannot be served: too late, too many, or by a function that is broken."""
+    """Answers those who cannot be served: too late, too many, or by a function that is broken.
+    `leaving` are the instances that this decision lets go of."""
     function = pool.revision.function
     rejects: list[Reject] = []
     staying: list[Waiter] = []
-    broken = _why_broken(pool, event, now)
+    broken = _why_broken(pool, event, now, leaving)
     for waiter in waiting:
         if broken is not None:
             rejects.append(Reject(function, waiter.request_id, broken))
@@ -102,10 +110,13 @@ def _turn_away(
     return rejects, staying
 
 
-def _why_broken(pool: Pool, event: Event, now: float) -> StartupFailed | CrashLoop | None:
+def _why_broken(
+    pool: Pool, event: Event, now: float, leaving: Set[InstanceId]
+) -> StartupFailed | CrashLoop | None:
     """Why nobody needs to wait for this function: its breaker is open, or its start just failed
-    in a way that another start would repeat. While any instance is ready, waiting is worth it."""
-    if any(i.state is InstanceState.READY for i in pool.current()):
+    in a way that another start would repeat. While any instance stays ready, waiting is worth
+    it."""
+    if any(i.state is InstanceState.READY and i.id not in leaving for i in pool.current()):
         return None
     breaker, function = pool.breaker, pool.revision.function
     cause = breaker.cause
@@ -173,7 +184,7 @@ def _start(
         )
 
 
-def _stop_unused(pool: Pool, wanted: int, now: float, busy: set[InstanceId]) -> Iterator[Action]:
+def _stop_unused(pool: Pool, wanted: int, now: float, busy: Set[InstanceId]) -> Iterator[Action]:
     """Lets go of what nobody used for `keep_alive`, longest idle first."""
     surplus = len(pool.current()) - wanted
     for instance in _idle(pool, busy)[: max(surplus, 0)]:
@@ -183,7 +194,7 @@ def _stop_unused(pool: Pool, wanted: int, now: float, busy: set[InstanceId]) -> 
 
 
 def _scale_to(
-    view: View, pool: Pool, replicas: int, busy: set[InstanceId], room: _Room
+    view: View, pool: Pool, replicas: int, busy: Set[InstanceId], room: _Room
 ) -> Iterator[Action]:
     """Does what an operator asked for, once; the autoscaler goes on from there."""
     current = pool.current()
@@ -222,7 +233,7 @@ def _end(pool: Pool, instance: Instance, reason: str, *, in_use: bool) -> Stop |
     return act(pool.revision.function, instance.id, reason)
 
 
-def _idle(pool: Pool, busy: set[InstanceId] | None = None) -> list[Instance]:
+def _idle(pool: Pool, busy: Set[InstanceId] | None = None) -> list[Instance]:
     """Ready instances without a lease, longest idle first."""
     idle = [
         i

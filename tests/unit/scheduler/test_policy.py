@@ -265,6 +265,23 @@ def test_scale_to_zero_spares_what_is_in_use_until_it_is_done() -> None:
     assert [type(a) for a in harness.release(grant.instance_id)] == [Stop]
 
 
+def test_scale_to_zero_answers_whom_a_broken_function_leaves_waiting() -> None:
+    """The last ready instance was worth waiting for; nothing follows it while the breaker is
+    open."""
+    harness = Harness()
+    harness.arrive(revision(scale=ScalePolicy(max=4, target=1, hard_limit=1)), 4)
+    survivor, *others = harness.instances(InstanceState.STARTING)
+    harness.ready(survivor)
+    for instance in others:
+        harness.exit(instance, StartupFailed("killed"))
+    assert harness.pool().breaker.state is BreakerState.OPEN
+    assert len(harness.pool().queue) == 3
+    actions = harness.send(ScaleRequested(harness.pool().revision, 0))
+    assert errors(actions) == ["crash_loop"] * 3
+    assert [drain.instance_id for drain in of(Drain, actions)] == [survivor.id]
+    assert harness.pool().queue == ()
+
+
 def test_scale_up_starts_what_is_missing() -> None:
     harness = Harness()
     assert len(of(Start, harness.send(ScaleRequested(revision(), 3)))) == 3
