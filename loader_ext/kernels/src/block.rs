@@ -9,6 +9,9 @@ use crate::tile::{Inputs, Rows, Stored, Widened, tile};
 
 /// Rows of a tile of several tokens.
 const TILE_ROWS: usize = 4;
+/// Rows of a tile of so many tokens that four would not leave its sums in registers. Reading and
+/// widening the weights once instead of twice is worth more than the fourth row.
+const THIN_TILE_ROWS: usize = 3;
 /// Rows of a tile of one token: a sum for each of the fused additions that are under way at once.
 const LONE_TILE_ROWS: usize = 8;
 /// Up to so many tiles of tokens the weights are widened for each of them anew, in registers: that
@@ -123,7 +126,7 @@ unsafe fn stream<L: Lanes>(task: &Task, start: *const u16, first: usize, count: 
     let none = &mut Ahead::nothing();
     // SAFETY: the caller's promise.
     unsafe {
-        if task.tokens <= L::TILE_TOKENS {
+        if task.tokens <= L::THIN_TILE_TOKENS {
             return strip::<L, _>(task, new, first, 0..count, 0..task.tokens, none);
         }
         for row in (0..count).step_by(TILE_ROWS) {
@@ -232,7 +235,13 @@ unsafe fn strip<L: Lanes, W: Rows<L>>(
             6 if L::TILE_TOKENS >= 6 => {
                 tiles::<L, W, TILE_ROWS, 6>(task, rows, first, range, tokens.start, ahead);
             }
-            _ => unreachable!("a tile has 1 to {} tokens", L::TILE_TOKENS),
+            7 if L::THIN_TILE_TOKENS >= 7 => {
+                tiles::<L, W, THIN_TILE_ROWS, 7>(task, rows, first, range, tokens.start, ahead);
+            }
+            8 if L::THIN_TILE_TOKENS >= 8 => {
+                tiles::<L, W, THIN_TILE_ROWS, 8>(task, rows, first, range, tokens.start, ahead);
+            }
+            _ => unreachable!("a tile has 1 to {} tokens", L::THIN_TILE_TOKENS),
         }
     }
 }

@@ -63,6 +63,8 @@ pub(crate) trait Lanes {
     const WIDTH: usize;
     /// Tokens of a tile of four rows that leave its sums in registers.
     const TILE_TOKENS: usize;
+    /// The same for a tile of three rows; at least as many.
+    const THIN_TILE_TOKENS: usize;
 
     unsafe fn zero() -> Self::Vector;
     unsafe fn load(from: *const f32) -> Self::Vector;
@@ -95,6 +97,7 @@ impl Lanes for Portable {
     type Vector = [f32; 4];
     const WIDTH: usize = 4;
     const TILE_TOKENS: usize = 2;
+    const THIN_TILE_TOKENS: usize = 2;
 
     #[inline(always)]
     unsafe fn zero() -> Self::Vector {

@@ -170,7 +170,7 @@ proptest! {
 #[test]
 fn products_of_several_blocks() {
     for kernels in kernels(2) {
-        for tokens in [1, 3, 6, 7, 13, 37] {
+        for tokens in [1, 3, 6, 7, 8, 9, 13, 37] {
             for (inputs, outputs) in [(576, 960), (1536, 579), (1537, 130), (70_000, 17)] {
                 let elements = (Element::Float32, Element::Float32, None);
                 Case::random((tokens, inputs, outputs), (0, 0), elements, 3).check(&kernels);

@@ -171,6 +171,11 @@ pub(crate) unsafe fn tile<L: Lanes, W: Rows<L>, const R: usize, const T: usize>(
                 out[r..r + 4].copy_from_slice(&four);
                 r += 4;
             }
+            if r + 3 == R {
+                let four = L::sum_four([sums[r], sums[r + 1], sums[r + 2], L::zero()]);
+                out[r..].copy_from_slice(&four[..3]);
+                r = R;
+            }
             while r < R {
                 out[r] = L::sum(sums[r]);
                 r += 1;

@@ -17,6 +17,7 @@ impl Lanes for Avx512 {
     type Vector = __m512;
     const WIDTH: usize = 16;
     const TILE_TOKENS: usize = 6;
+    const THIN_TILE_TOKENS: usize = 8;
 
     #[inline(always)]
     unsafe fn zero() -> __m512 {
@@ -106,6 +107,7 @@ impl Lanes for Avx2 {
     type Vector = __m256;
     const WIDTH: usize = 8;
     const TILE_TOKENS: usize = 2;
+    const THIN_TILE_TOKENS: usize = 2;
 
     #[inline(always)]
     unsafe fn zero() -> __m256 {
