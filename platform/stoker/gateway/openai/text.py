@@ -110,6 +110,10 @@ class TextAnswer:
                 events = [] if opening is None else [self._chunk(opening)]
                 opening = None
                 for frame in batch:
+                    if events and isinstance(frame, DoneFrame):
+                        # No token waits for what is said about the whole answer.
+                        await emit(b"".join(events))
+                        events = []
                     events += self._events(frame, exchange)
                 if events:
                     await emit(b"".join(events))
