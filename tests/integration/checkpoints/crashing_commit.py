@@ -6,7 +6,8 @@ has all modules loaded and no threads.
 
 A step is anything that the commit does to the file system through Python (its audit events), a
 report of progress from native code, or an acknowledged write of the store. A commit that ends
-before its last step says how many it took.
+before its last step says how many it took. The step "catalog" has no number: it is where the
+folder is on the shelf and the catalog is about to be told.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Literal
 
 from stoker.checkpoints.registry import Registry
+from stoker.domain import Artifact
+from stoker.store.base import Store
 from stoker.store.catalog import Catalog
 from stoker.store.sqlite import SqliteStore
 
@@ -28,7 +32,7 @@ EVENTS = frozenset(
 
 
 class Steps:
-    def __init__(self, last: int) -> None:
+    def __init__(self, last: int | Literal["catalog"]) -> None:
         self.taken = 0
         self.armed = False
         self._last = last
@@ -39,14 +43,28 @@ class Steps:
             if self.taken == self._last:
                 os.kill(os.getpid(), signal.SIGKILL)
 
+    def reach_catalog(self) -> None:
+        if self._last == "catalog":
+            os.kill(os.getpid(), signal.SIGKILL)
+
     def audit(self, event: str, arguments: tuple[object, ...]) -> None:
         if event in EVENTS:
             self.take()
 
 
+class WatchedCatalog(Catalog):
+    def __init__(self, store: Store, steps: Steps) -> None:
+        super().__init__(store)
+        self._steps = steps
+
+    async def put_artifact(self, artifact: Artifact) -> Artifact:
+        self._steps.reach_catalog()
+        return await super().put_artifact(artifact)
+
+
 async def main(home: Path, upload_id: str, name: str | None, steps: Steps) -> None:
     store = await SqliteStore.open(home / "stoker.db")
-    registry = Registry(home, Catalog(store))
+    registry = Registry(home, WatchedCatalog(store, steps))
     steps.armed = True
     await registry.commit(upload_id, name, lambda *_: steps.take())
     steps.take()
@@ -54,7 +72,9 @@ async def main(home: Path, upload_id: str, name: str | None, steps: Steps) -> No
     await store.close()
 
 
-def in_a_process(home: str, upload_id: str, name: str | None, step: int) -> tuple[int, int]:
+def in_a_process(
+    home: str, upload_id: str, name: str | None, step: int | Literal["catalog"]
+) -> tuple[int, int]:
     """The exit status and the number of steps of a commit."""
     reader, writer = os.pipe()
     pid = os.fork()

@@ -9,7 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -24,7 +24,8 @@ from stoker.store.sqlite import SqliteStore
 SCRIPT = Path(__file__).with_name("crashing_commit.py")
 
 
-Crasher = Callable[[Path, Upload, str | None, int], tuple[int, int]]
+Step = int | Literal["catalog"]
+Crasher = Callable[[Path, Upload, str | None, Step], tuple[int, int]]
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def commit_and_die() -> Iterator[Crasher]:
         assert requests is not None
         assert answers is not None
 
-        def commit(home: Path, upload: Upload, name: str | None, step: int) -> tuple[int, int]:
+        def commit(home: Path, upload: Upload, name: str | None, step: Step) -> tuple[int, int]:
             print(json.dumps([str(home), upload.id, name, step]), file=requests, flush=True)
             status, steps = json.loads(answers.readline())
             return status, steps
@@ -109,9 +110,33 @@ async def test_a_commit_killed_at_any_step_is_whole_or_not_there(
             assert len(check_folders(home)) == 1
         step += 1
     assert steps >= 10
-    # Crashes before the rename, between it and the catalog, and after the catalog's write. As the
-    # number of steps varies a little, the few between the two may all be passed over.
+    # Crashes before the rename and after the catalog's write. As the number of steps varies a
+    # little, the few between the two may be passed over: the next test hits them always.
     assert {(0, 0), (1, 0)} <= outcomes <= {(0, 0), (1, 1), (1, 0)}
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+async def test_what_the_catalog_was_not_told_of_before_a_crash_is_adopted(
+    kind: Kind, checkpoint: Path, sources: Path, home: Path, push: Any, commit_and_die: Crasher
+) -> None:
+    folder = checkpoint if kind is Kind.CHECKPOINT else sources
+    name = "small" if kind is Kind.CHECKPOINT else None
+    async with restarted(home, push) as (client, catalog, _):
+        upload = await client.uploaded(folder, kind)
+    assert commit_and_die(home, upload, name, "catalog")[0] == -signal.SIGKILL
+    async with restarted(home, push) as (client, catalog, recovery):
+        (digest,) = check_folders(home)
+        assert recovery.adopted == (f"blake3:{digest}",)
+        assert recovery.missing == ()
+        (artifact,) = await catalog.artifacts()
+        assert (artifact.digest, artifact.name) == (f"blake3:{digest}", name)
+        stoker_loader.verify(
+            await client.registry.ensure_verified(artifact.digest), artifact.digest
+        )
+        # Whoever pushed it gets it without sending anything again.
+        assert await client.begin(folder, kind) == artifact
+    async with restarted(home, push) as (_, _, recovery):
+        assert recovery.adopted == ()
 
 
 async def test_an_upload_that_nobody_touched_for_long_is_given_up(
