@@ -29,7 +29,7 @@ class Plan:
     """How much to measure."""
 
     cold_runs: int = 20
-    warm_pairs: int = 200
+    warm_pairs: int = 400
     herd_runs: int = 5
     decode_runs: int = 20
     decode_tokens: int = 96

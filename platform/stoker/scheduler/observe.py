@@ -83,11 +83,13 @@ def enact(view: View, action: Action, now: float, instance_id: InstanceId | None
     """Returns the view in which `action` was taken; `instance_id` names what a `Start` starts."""
     match action:
         case Grant():
-            view = _without_waiter(view, action.function, action.request_id)
-            instance = view.pools[action.function].instances[action.instance_id]
-            return _with_instance(
-                view, replace(instance, active=instance.active + 1, idle_since=None)
-            )
+            # On the way of every warm request: the pool is made anew once, not for each half.
+            pool = view.pools[action.function]
+            instance = pool.instances[action.instance_id]
+            taken = replace(instance, active=instance.active + 1, idle_since=None)
+            instances = {**pool.instances, taken.id: taken}
+            queue = _without(pool.queue, action.request_id)
+            return _with_pool(view, replace(pool, queue=queue, instances=instances))
         case Reject():
             return _without_waiter(view, action.function, action.request_id)
         case Start():
@@ -265,5 +267,8 @@ def _without_waiter(view: View, function: FunctionName, request_id: RequestId) -
     pool = view.pools.get(function)
     if pool is None:
         return view
-    queue = tuple(w for w in pool.queue if w.request_id != request_id)
-    return _with_pool(view, replace(pool, queue=queue))
+    return _with_pool(view, replace(pool, queue=_without(pool.queue, request_id)))
+
+
+def _without(queue: tuple[Waiter, ...], request_id: RequestId) -> tuple[Waiter, ...]:
+    return tuple(waiter for waiter in queue if waiter.request_id != request_id)
