@@ -1,5 +1,6 @@
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from typing import TypeAlias, final
 
 _Path: TypeAlias = str | os.PathLike[str]
@@ -54,3 +55,10 @@ def verify_root(path: _Path, expected: str, callback: _Progress) -> None: ...
 def layout(
     source: _Path, destination: _Path, callback: _Progress
 ) -> tuple[_Digest, int, int, list[list[str]], list[str]]: ...
+def fetch(
+    origins: list[tuple[str, str | None]],
+    destination: _Path,
+    expected: _File | None,
+    limits: tuple[int, timedelta, timedelta, int],
+    callback: _Progress,
+) -> tuple[_File, int, list[int], tuple[float, float, float]]: ...
