@@ -232,12 +232,11 @@ impl Arrival {
                 0,
             )
         };
-        match NonNull::new(base.cast()) {
-            Some(base) if base.as_ptr().cast() != libc::MAP_FAILED => {
-                Ok(Self { file, path: path.to_path_buf(), base, subject })
-            }
-            _ => Err(Error::last_os(path, "mmap")),
+        if base == libc::MAP_FAILED {
+            return Err(Error::last_os(path, "mmap"));
         }
+        let base = NonNull::new(base.cast::<u8>()).expect("a mapping is never at 0");
+        Ok(Self { file, path: path.to_path_buf(), base, subject })
     }
 
     fn digest_at(&self, chunk: usize) -> usize {
