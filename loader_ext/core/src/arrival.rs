@@ -1,7 +1,7 @@
 //! The arrival map: which chunks of a file that is being fetched are there, and verified.
 //!
-//! A small file beside the part file, mapped by the process that fetches and by those that wait.
-//! All numbers are little-endian:
+//! A file on its way grows as `NAME.part`; beside it `NAME.part.map` is a small file that is mapped
+//! by the process that fetches and by those that wait. All its numbers are little-endian:
 //!
 //! | at | bytes | content |
 //! | --- | --- | --- |
@@ -11,18 +11,23 @@
 //! | 16 | 8 | length of the file |
 //! | 24 | 8 | length of a chunk |
 //! | 32 | 32 | identity: what is being fetched |
-//! | 64 | 8 x ceil(chunks / 64) | a bit for each chunk, the lowest first |
+//! | 64 | 8 | inode of the part file that this map speaks of |
+//! | 72 | 56 | zero |
+//! | 128 | 8 x ceil(chunks / 64) | a bit for each chunk, the lowest first |
 //! | .. | 16 x chunks | XXH3-128 of each chunk that has arrived |
 //!
 //! A bit is set after its chunk was written, verified and its digest was stored. The writer has
 //! the map locked for as long as it lives, so a waiter can tell a slow fetch from one whose process
-//! died.
+//! died. A map and its part are never used for another subject: both are replaced, so that nobody
+//! who has them open ever sees other bytes than those he was promised.
 
 use std::fs::{self, File, OpenOptions};
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -35,12 +40,13 @@ const BEAT_AT: usize = 12;
 const FILE_BYTES_AT: usize = 16;
 const CHUNK_BYTES_AT: usize = 24;
 const IDENTITY_AT: usize = 32;
-const BITS_AT: usize = 64;
+const INODE_AT: usize = 64;
+const BITS_AT: usize = 128;
 const DIGEST_BYTES: usize = 16;
 const WORD_BITS: usize = 64;
 const COMPLETE: u32 = 1;
-/// How often a waiter makes sure that the writer lives.
-const WRITER_CHECK: Duration = Duration::from_millis(500);
+/// How often a waiter makes sure that the writer lives and that it is still to wait.
+const WAIT_SLICE: Duration = Duration::from_millis(100);
 /// Tries to open a map that others replace meanwhile.
 const MAX_OPENINGS: usize = 8;
 /// Above any file that a machine can hold; keeps a corrupt length from becoming a huge mapping.
@@ -67,6 +73,12 @@ impl Subject {
         (begin, CHUNK_BYTES.min(self.file_bytes - begin))
     }
 
+    /// The chunks that a range of bytes touches.
+    pub fn chunks_of(&self, begin: u64, size_bytes: u64) -> Range<usize> {
+        let end = (begin + size_bytes).min(self.file_bytes).div_ceil(CHUNK_BYTES);
+        (begin / CHUNK_BYTES) as usize..end as usize
+    }
+
     fn words(&self) -> usize {
         self.chunks().div_ceil(WORD_BITS)
     }
@@ -76,16 +88,44 @@ impl Subject {
     }
 }
 
-/// Reads the subject of a map; `None` if these bytes, of a map of `map_bytes`, are none.
-pub fn parse(head: &[u8], map_bytes: u64) -> Option<Subject> {
+/// What a map says before its bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head {
+    /// What is being fetched.
+    pub subject: Subject,
+    /// The part file's inode.
+    pub inode: u64,
+}
+
+/// Reads the head of a map; `None` if these bytes, of a map of `map_bytes`, are none.
+pub fn parse(head: &[u8], map_bytes: u64) -> Option<Head> {
     let number = |at: usize| Some(u64::from_le_bytes(head.get(at..at + 8)?.try_into().ok()?));
-    let identity = head.get(IDENTITY_AT..BITS_AT)?.try_into().ok()?;
+    let identity = head.get(IDENTITY_AT..INODE_AT)?.try_into().ok()?;
     let subject = Subject { file_bytes: number(FILE_BYTES_AT)?, identity };
     let sound = head[..MAGIC.len()] == MAGIC
         && number(CHUNK_BYTES_AT)? == CHUNK_BYTES
         && subject.file_bytes <= MAX_FILE_BYTES
         && subject.map_bytes() as u64 == map_bytes;
-    sound.then_some(subject)
+    Some(Head { subject, inode: number(INODE_AT)? }).filter(|_| sound)
+}
+
+/// Where the bytes of a file grow until it is complete.
+pub fn part_path(destination: &Path) -> PathBuf {
+    beside(destination, ".part")
+}
+
+/// Where the map of a file on its way is.
+pub fn map_path(destination: &Path) -> PathBuf {
+    beside(destination, MAP_SUFFIX)
+}
+
+/// The end of every map's name.
+pub const MAP_SUFFIX: &str = ".part.map";
+
+fn beside(destination: &Path, suffix: &str) -> PathBuf {
+    let mut name = destination.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
 }
 
 /// A mapped arrival map, of its writer or of one who waits.
@@ -94,7 +134,8 @@ pub struct Arrival {
     file: File,
     path: PathBuf,
     base: NonNull<u8>,
-    subject: Subject,
+    head: Head,
+    writes: bool,
 }
 
 // SAFETY: the mapping lives as long as the value, and everything that changes in it while it is
@@ -104,55 +145,82 @@ unsafe impl Send for Arrival {}
 unsafe impl Sync for Arrival {}
 
 impl Arrival {
-    /// Opens the map at `path` for writing, keeping what an earlier fetch of the same subject
-    /// left, else a new one.
+    /// Opens map and part of `destination` for writing: those that an earlier fetch of the same
+    /// subject left, else new ones.
     ///
     /// Errors: `FetchBusy` if another process is fetching, `Io`.
-    pub fn write(path: &Path, subject: Subject) -> Result<Self> {
+    pub fn write(destination: &Path, subject: Subject) -> Result<(Self, File)> {
+        let (path, part_path) = (map_path(destination), part_path(destination));
         for _ in 0..MAX_OPENINGS {
-            let file = open_or_make(path)?;
+            let file = open_or_make(&path)?;
             if !lock(&file) {
                 break;
             }
-            if !is_at(&file, path)? {
+            if !is_at(&file, &path)? {
                 continue;
             }
-            if read_subject(&file, path)? == Some(subject) {
-                return Self::map(file, path, subject, true);
+            if let Some(head) = read_head(&file, &path)?
+                && head.subject == subject
+                && let Some(part) = open_inode(&part_path, head.inode, true)?
+            {
+                return Ok((Self::map(file, &path, head, true)?, part));
             }
-            if file.metadata().map_err(|error| Error::io(path, "stat", &error))?.len() == 0 {
-                return Self::begin(file, path, subject);
+            // Never reused in place, see above; and a map that is cut short would kill by SIGBUS
+            // who has it mapped.
+            remove_if_there(&part_path)?;
+            if file.metadata().map_err(|error| Error::io(&path, "stat", &error))?.len() == 0 {
+                return Self::begin(file, &path, subject, &part_path);
             }
-            // Never cut short in place: who has it mapped would be killed by SIGBUS.
-            fs::remove_file(path).map_err(|error| Error::io(path, "unlink", &error))?;
+            remove_if_there(&path)?;
         }
-        Err(Error::new(path, Kind::FetchBusy))
+        Err(Error::new(&path, Kind::FetchBusy))
     }
 
-    fn begin(file: File, path: &Path, subject: Subject) -> Result<Self> {
-        let map_bytes = subject.map_bytes() as u64;
-        file.set_len(map_bytes).map_err(|error| Error::io(path, "truncate", &error))?;
-        let arrival = Self::map(file, path, subject, true)?;
+    fn begin(file: File, path: &Path, subject: Subject, part_path: &Path) -> Result<(Self, File)> {
+        let mut options = OpenOptions::new();
+        let options = options.read(true).write(true).create_new(true).mode(0o600);
+        let part = options.open(part_path).map_err(|error| Error::io(part_path, "open", &error))?;
+        let found = part.metadata().map_err(|error| Error::io(part_path, "stat", &error))?;
+        file.set_len(subject.map_bytes() as u64)
+            .map_err(|error| Error::io(path, "truncate", &error))?;
+        let head = Head { subject, inode: found.ino() };
+        let arrival = Self::map(file, path, head, true)?;
         arrival.store(FILE_BYTES_AT, &subject.file_bytes.to_le_bytes());
         arrival.store(CHUNK_BYTES_AT, &CHUNK_BYTES.to_le_bytes());
         arrival.store(IDENTITY_AT, &subject.identity);
+        arrival.store(INODE_AT, &head.inode.to_le_bytes());
         // Last, so that a map whose writer died here is none.
         arrival.store(0, &MAGIC);
-        Ok(arrival)
+        Ok((arrival, part))
     }
 
-    /// Opens the map at `path` to wait on. Errors: `ArrivalInvalid`, `NotFound`, `Io`.
-    pub fn watch(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|error| Error::io(path, "open", &error))?;
-        match read_subject(&file, path)? {
-            Some(subject) => Self::map(file, path, subject, false),
-            None => Err(Error::new(path, Kind::ArrivalInvalid)),
+    /// Opens the map of `destination` to wait on. Errors: `ArrivalInvalid`, `NotFound`, `Io`.
+    pub fn watch(destination: &Path) -> Result<Self> {
+        let path = map_path(destination);
+        let file = File::open(&path).map_err(|error| Error::io(&path, "open", &error))?;
+        match read_head(&file, &path)? {
+            Some(head) => Self::map(file, &path, head, false),
+            None => Err(Error::new(&path, Kind::ArrivalInvalid)),
         }
+    }
+
+    /// Opens the file that this map speaks of, whether it still grows or has its name by now;
+    /// `None` if it is gone. The first chunk must have arrived: then it has its full length.
+    pub fn open(&self, destination: &Path) -> Result<Option<File>> {
+        for path in [&part_path(destination), destination] {
+            let Some(file) = open_inode(path, self.head.inode, false)? else { continue };
+            let found = file.metadata().map_err(|error| Error::io(path, "stat", &error))?;
+            if found.len() != self.head.subject.file_bytes {
+                return Err(Error::new(&self.path, Kind::ArrivalInvalid));
+            }
+            return Ok(Some(file));
+        }
+        Ok(None)
     }
 
     /// What is being fetched.
     pub fn subject(&self) -> Subject {
-        self.subject
+        self.head.subject
     }
 
     /// Whether a chunk is there and verified.
@@ -163,6 +231,12 @@ impl Arrival {
     /// Whether the file is complete and stands at its final name.
     pub fn is_complete(&self) -> bool {
         self.number(STATE_AT).load(Ordering::Acquire) == COMPLETE
+    }
+
+    /// Bytes of the chunks that are not there.
+    pub fn missing_bytes(&self) -> u64 {
+        let missing = (0..self.head.subject.chunks()).filter(|chunk| !self.has(*chunk));
+        missing.map(|chunk| self.head.subject.chunk(chunk).1).sum()
     }
 
     /// The digest of a chunk that has arrived.
@@ -191,26 +265,46 @@ impl Arrival {
         self.beat();
     }
 
-    /// Waits until all of `chunks` are there.
+    /// Waits until all of `chunks` are there, and calls `watch` now and then, which may stop it.
     ///
-    /// Errors: `FetchAbandoned` if the writer is gone before, `WaitTimeout`.
-    pub fn wait(&self, chunks: std::ops::Range<usize>, timeout: Duration) -> Result<()> {
-        let deadline = Instant::now() + timeout;
+    /// Errors: `FetchAbandoned` if the writer is gone before, `WaitTimeout` if nothing at all
+    /// arrives for as long as `patience`.
+    pub fn wait(
+        &self,
+        chunks: Range<usize>,
+        patience: Duration,
+        watch: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
+        let mut silence = Silence::default();
+        while !self.wait_briefly(chunks.clone(), patience, &mut silence)? {
+            watch()?;
+        }
+        Ok(())
+    }
+
+    /// Waits a little, no longer than until something arrives; true if all of `chunks` are there.
+    /// Errors: as `wait`, with `silence` kept by the caller between its calls.
+    pub fn wait_briefly(
+        &self,
+        chunks: Range<usize>,
+        patience: Duration,
+        silence: &mut Silence,
+    ) -> Result<bool> {
         let all = || chunks.clone().all(|chunk| self.has(chunk));
-        loop {
-            let seen = self.number(BEAT_AT).load(Ordering::Acquire);
-            if all() {
-                return Ok(());
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(Error::new(&self.path, Kind::WaitTimeout));
-            }
-            futex_wait(self.number(BEAT_AT), seen, left.min(WRITER_CHECK));
-            if self.number(BEAT_AT).load(Ordering::Acquire) == seen && !is_locked(&self.file) {
-                // Nobody writes. What came before the writer left counts all the same.
-                return if all() { Ok(()) } else { Err(Error::new(&self.path, Kind::FetchAbandoned)) };
-            }
+        let beat = self.number(BEAT_AT).load(Ordering::Acquire);
+        if all() {
+            return Ok(true);
+        }
+        if silence.lasts(beat) >= patience {
+            return Err(Error::new(&self.path, Kind::WaitTimeout));
+        }
+        futex_wait(self.number(BEAT_AT), beat, WAIT_SLICE);
+        let written = is_locked(&self.file);
+        // Looked at after the lock: what came before the writer left counts all the same.
+        match all() {
+            true => Ok(true),
+            false if written => Ok(false),
+            false => Err(Error::new(&self.path, Kind::FetchAbandoned)),
         }
     }
 
@@ -219,13 +313,13 @@ impl Arrival {
         futex_wake(self.number(BEAT_AT));
     }
 
-    fn map(file: File, path: &Path, subject: Subject, writes: bool) -> Result<Self> {
+    fn map(file: File, path: &Path, head: Head, writes: bool) -> Result<Self> {
         let protection = if writes { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
         // SAFETY: a new shared mapping of an open file, at an address of the kernel's choice.
         let base = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
-                subject.map_bytes(),
+                head.subject.map_bytes(),
                 protection,
                 libc::MAP_SHARED,
                 file.as_raw_fd(),
@@ -236,12 +330,12 @@ impl Arrival {
             return Err(Error::last_os(path, "mmap"));
         }
         let base = NonNull::new(base.cast::<u8>()).expect("a mapping is never at 0");
-        Ok(Self { file, path: path.to_path_buf(), base, subject })
+        Ok(Self { file, path: path.to_path_buf(), base, head, writes })
     }
 
     fn digest_at(&self, chunk: usize) -> usize {
-        assert!(chunk < self.subject.chunks());
-        BITS_AT + self.subject.words() * size_of::<u64>() + chunk * DIGEST_BYTES
+        assert!(chunk < self.head.subject.chunks());
+        BITS_AT + self.head.subject.words() * size_of::<u64>() + chunk * DIGEST_BYTES
     }
 
     fn store(&self, at: usize, bytes: &[u8]) {
@@ -251,7 +345,7 @@ impl Arrival {
     }
 
     fn byte(&self, at: usize) -> &AtomicU8 {
-        assert!(at < self.subject.map_bytes());
+        assert!(at < self.head.subject.map_bytes());
         // SAFETY: within the mapping, which lives as long as `self`; a byte needs no alignment.
         unsafe { AtomicU8::from_ptr(self.base.as_ptr().add(at)) }
     }
@@ -264,7 +358,7 @@ impl Arrival {
     }
 
     fn word(&self, chunk: usize) -> &AtomicU64 {
-        assert!(chunk < self.subject.chunks());
+        assert!(chunk < self.head.subject.chunks());
         let at = BITS_AT + chunk / WORD_BITS * size_of::<u64>();
         // SAFETY: a word of an existing chunk lies within the mapping, at a multiple of 8 from its
         // start, which is a page's; lives as long as `self`.
@@ -274,8 +368,13 @@ impl Arrival {
 
 impl Drop for Arrival {
     fn drop(&mut self) {
+        if self.writes {
+            // Who waits finds out now that nobody writes any more.
+            control_lock(&self.file, libc::F_OFD_SETLK, libc::F_UNLCK);
+            self.beat();
+        }
         // SAFETY: the mapping that `map` made, with its length; no reference outlives `self`.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), self.subject.map_bytes()) };
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.head.subject.map_bytes()) };
     }
 }
 
@@ -295,7 +394,7 @@ fn is_at(file: &File, path: &Path) -> Result<bool> {
     }
 }
 
-fn read_subject(file: &File, path: &Path) -> Result<Option<Subject>> {
+fn read_head(file: &File, path: &Path) -> Result<Option<Head>> {
     let io = |error: &std::io::Error| Error::io(path, "read", error);
     let map_bytes = file.metadata().map_err(|error| io(&error))?.len();
     let mut head = [0; BITS_AT];
@@ -304,6 +403,51 @@ fn read_subject(file: &File, path: &Path) -> Result<Option<Subject>> {
         Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(None),
         Err(error) => Err(io(&error)),
     }
+}
+
+/// Opens the file at `path` if it is the one with this inode.
+fn open_inode(path: &Path, inode: u64, writes: bool) -> Result<Option<File>> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(writes).custom_flags(libc::O_NOFOLLOW);
+    match options.open(path) {
+        Ok(file) => {
+            let found = file.metadata().map_err(|error| Error::io(path, "stat", &error))?;
+            Ok(Some(file).filter(|_| found.ino() == inode))
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io(path, "open", &error)),
+    }
+}
+
+fn remove_if_there(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::io(path, "unlink", &error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Since when one who waits has seen nothing arrive.
+#[derive(Debug, Default)]
+pub struct Silence(Option<(u32, Instant)>);
+
+impl Silence {
+    fn lasts(&mut self, beat: u32) -> Duration {
+        let (_, since) =
+            *self.0.take_if(|(heard, _)| *heard == beat).get_or_insert((beat, Instant::now()));
+        self.0 = Some((beat, since));
+        since.elapsed()
+    }
+}
+
+/// A file on its way, and for how long nothing of it may arrive.
+#[derive(Debug, Clone)]
+pub struct Arriving {
+    /// Its map.
+    pub arrival: Arc<Arrival>,
+    /// The longest silence.
+    pub patience: Duration,
 }
 
 fn bit(chunk: usize) -> u64 {

@@ -9,6 +9,15 @@ use crate::error::Result;
 /// The most threads that any piece of work gets; more never read faster in our measurements.
 pub const MAX_THREADS: usize = 16;
 
+/// What became of a piece of work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// It is done; so much is added to the sum.
+    Done(u64),
+    /// It waits for something and is to be tried again. It has waited a little already.
+    Again,
+}
+
 /// Does the work `0..count` on `threads` threads and returns the sum of what each piece returned.
 ///
 /// The caller is one of the threads, and between its own pieces it calls `watch` with the sum so
@@ -19,7 +28,7 @@ pub fn run<S>(
     count: usize,
     threads: usize,
     scratch: impl Fn() -> S + Sync,
-    work: impl Fn(&mut S, usize) -> Result<u64> + Sync,
+    work: impl Fn(&mut S, usize) -> Result<Step> + Sync,
     mut watch: impl FnMut(u64) -> Result<()>,
 ) -> Result<u64> {
     let next = AtomicUsize::new(0);
@@ -37,10 +46,14 @@ pub fn run<S>(
             if index >= count {
                 break;
             }
-            let outcome = work(&mut state, index)
-                .map(|amount| done.fetch_add(amount, Ordering::Relaxed) + amount)
-                .and_then(&mut *watch);
-            if let Err(error) = outcome {
+            let mut step = Ok(Step::Again);
+            while step == Ok(Step::Again) && !stop.load(Ordering::Relaxed) {
+                step = work(&mut state, index).and_then(|step| {
+                    let amount = if let Step::Done(amount) = step { amount } else { 0 };
+                    watch(done.fetch_add(amount, Ordering::Relaxed) + amount).map(|()| step)
+                });
+            }
+            if let Err(error) = step {
                 fail(error);
             }
         }
@@ -84,7 +97,10 @@ mod tests {
                 100,
                 threads,
                 || (),
-                |(), index| Ok(seen[index].fetch_add(1, Ordering::Relaxed) + index as u64),
+                |(), index| {
+                    let before = seen[index].fetch_add(1, Ordering::Relaxed);
+                    Ok(Step::Done(before + index as u64))
+                },
                 |done| {
                     assert!(done >= last);
                     last = done;
@@ -105,7 +121,7 @@ mod tests {
             1000,
             1,
             || (),
-            |(), _| Ok(calls.fetch_add(1, Ordering::Relaxed) as u64),
+            |(), _| Ok(Step::Done(calls.fetch_add(1, Ordering::Relaxed) as u64)),
             |_| Err(error.clone()),
         );
         assert_eq!(outcome, Err(error));
@@ -113,7 +129,38 @@ mod tests {
     }
 
     #[test]
+    fn what_waits_is_tried_again_and_watched_meanwhile() {
+        let (mut tries, watched) = (0, AtomicUsize::new(0));
+        let work = |tries: &mut u64, _| {
+            *tries += 1;
+            Ok(if *tries < 3 { Step::Again } else { Step::Done(*tries) })
+        };
+        let watch = |_| {
+            watched.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        };
+        assert_eq!(run(1, 1, || 0, work, watch), Ok(3));
+        assert_eq!(watched.into_inner(), 4, "two tries, the end of the piece, the end of all");
+        let never = |tries: &mut u64, _| {
+            *tries += 1;
+            Ok(Step::Again)
+        };
+        let error = Error::new(Path::new("x"), Kind::Cancelled);
+        let outcome = run(
+            2,
+            2,
+            || 0,
+            never,
+            |_| {
+                tries += 1;
+                if tries < 9 { Ok(()) } else { Err(error.clone()) }
+            },
+        );
+        assert_eq!(outcome, Err(error), "who waits can be stopped");
+    }
+
+    #[test]
     fn no_pieces_is_no_work() {
-        assert_eq!(run(0, 4, || (), |(), _| Ok(1), |_| Ok(())), Ok(0));
+        assert_eq!(run(0, 4, || (), |(), _| Ok(Step::Done(1)), |_| Ok(())), Ok(0));
     }
 }

@@ -1,7 +1,7 @@
 """Maps safetensors checkpoints through the page cache and hands out tensors without a copy."""
 
 from stoker_loader.alignment import LayoutReport, layout
-from stoker_loader.checkpoint import Checkpoint, load_file
+from stoker_loader.checkpoint import Checkpoint, load_file, open_arriving
 from stoker_loader.checkpoint import open_checkpoint as open  # noqa: A004 - what users type
 from stoker_loader.errors import LoaderError
 from stoker_loader.fetching import Fetched, FetchLimits, FetchStats, Source, fetch
@@ -30,6 +30,7 @@ __all__ = [
     "layout",
     "load_file",
     "open",
+    "open_arriving",
     "prefetch",
     "residency",
     "verify",

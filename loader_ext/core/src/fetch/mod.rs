@@ -15,8 +15,8 @@ use std::time::Duration;
 use crate::digest::FileDigest;
 use crate::error::{Error, Kind, Result};
 
-pub use origin::Origin;
 use origin::Description;
+pub use origin::Origin;
 use part::Part;
 
 /// The most connections to one origin.

@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::time::Duration;
 
-use reqwest::header::{CONTENT_RANGE, ETAG, HeaderMap, IF_MATCH, LAST_MODIFIED, RANGE, RETRY_AFTER};
+use reqwest::header::{
+    CONTENT_RANGE, ETAG, HeaderMap, IF_MATCH, LAST_MODIFIED, RANGE, RETRY_AFTER,
+};
 use reqwest::{Client, Response, StatusCode, redirect};
 
 use tokio::runtime::{self, Runtime};
@@ -85,7 +87,10 @@ pub fn runtime(file: &Path) -> Result<Runtime> {
 }
 
 /// Asks for an object's length and tag by its first byte: a signed GET allows no HEAD.
-pub async fn describe(client: &Client, origin: &Origin) -> std::result::Result<Description, Failure> {
+pub async fn describe(
+    client: &Client,
+    origin: &Origin,
+) -> std::result::Result<Description, Failure> {
     let request = client.get(&origin.url).header(RANGE, "bytes=0-0");
     let response = request.send().await.map_err(|error| lost(origin, &error))?;
     let headers = response.headers();
@@ -123,7 +128,8 @@ pub async fn range(
     }
     let headers = response.headers();
     let (span, total) = content_range(headers).ok_or_else(|| ignored(origin))?;
-    if total != file_bytes || (origin.etag.is_some() && text(headers, ETAG) != origin.etag.as_deref())
+    if total != file_bytes
+        || (origin.etag.is_some() && text(headers, ETAG) != origin.etag.as_deref())
     {
         return Err(Failure::Permanent(Kind::SourceChanged { source_url: origin.label() }));
     }
@@ -140,7 +146,8 @@ pub fn lost(origin: &Origin, error: &reqwest::Error) -> Failure {
     while let Some(deeper) = cause.source() {
         cause = deeper;
     }
-    let reason = if error.is_timeout() { "no answer in time".to_owned() } else { cause.to_string() };
+    let reason =
+        if error.is_timeout() { "no answer in time".to_owned() } else { cause.to_string() };
     let reason = if error.is_builder() { "the URL is not valid".to_owned() } else { reason };
     let kind = Kind::SourceFailed { source_url: origin.label(), reason };
     if error.is_builder() { Failure::Permanent(kind) } else { Failure::Transient(kind, None) }
@@ -168,9 +175,7 @@ fn refusal(origin: &Origin, response: &Response) -> Failure {
         StatusCode::RANGE_NOT_SATISFIABLE => Failure::Permanent(Kind::RangeRefused { source_url }),
         StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => busy(source_url, response),
         status if status.is_server_error() => busy(source_url, response),
-        status => {
-            Failure::Permanent(Kind::SourceRefused { source_url, status: status.as_u16() })
-        }
+        status => Failure::Permanent(Kind::SourceRefused { source_url, status: status.as_u16() }),
     }
 }
 

@@ -1,8 +1,8 @@
 //! The part file and its arrival map: what is written, verified, resumed and finally renamed.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
@@ -10,10 +10,10 @@ use std::time::Instant;
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use super::origin::Description;
-use crate::arrival::{Arrival, Subject};
+use crate::arrival::{Arrival, Subject, map_path, part_path};
 use crate::digest::{CHUNK_BYTES, FileDigest};
 use crate::error::{Error, Kind, Result};
-use crate::pieces;
+use crate::pieces::{self, Step};
 
 /// A file that grows chunk by chunk.
 #[derive(Debug)]
@@ -42,22 +42,16 @@ impl Part {
         described: &Description,
         expected: Option<&FileDigest>,
     ) -> Result<Self> {
-        let subject = Subject {
-            file_bytes: described.file_bytes,
-            identity: identity(described, expected),
-        };
+        let subject =
+            Subject { file_bytes: described.file_bytes, identity: identity(described, expected) };
         if let Some(expected) = expected
             && expected.chunks.len() != subject.chunks()
         {
             let reason = "its chunks do not cover its length".to_owned();
             return Err(Error::new(destination, Kind::DigestInvalid { reason }));
         }
-        let path = beside(destination, ".part");
-        let arrival = Arrival::write(&beside(destination, ".part.map"), subject)?;
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false).mode(0o600);
-        options.custom_flags(libc::O_NOFOLLOW);
-        let file = options.open(&path).map_err(|error| Error::io(&path, "open", &error))?;
+        let path = part_path(destination);
+        let (arrival, file) = Arrival::write(destination, subject)?;
         reserve(&file, &path, subject.file_bytes)?;
         let sealed = (0..subject.chunks()).map(|chunk| Mutex::new(arrival.has(chunk))).collect();
         let expected = expected.map(|digest| digest.chunks.clone());
@@ -101,7 +95,7 @@ impl Part {
         Ok((kept_bytes, began.elapsed().as_secs_f64()))
     }
 
-    fn verify_chunk(&self, chunk: usize, buffer: &mut [u8]) -> Result<u64> {
+    fn verify_chunk(&self, chunk: usize, buffer: &mut [u8]) -> Result<Step> {
         let (begin, length) = self.subject().chunk(chunk);
         let bytes = &mut buffer[..length as usize];
         self.file
@@ -110,10 +104,10 @@ impl Part {
         let digest = xxh3_128(bytes);
         let promised = self.expected.as_ref().map_or(digest, |expected| expected[chunk]);
         if digest == self.arrival.digest(chunk) && digest == promised {
-            return Ok(length);
+            return Ok(Step::Done(length));
         }
         self.arrival.lost(chunk);
-        Ok(0)
+        Ok(Step::Done(0))
     }
 
     /// Begins to write a chunk as it comes. One writer a chunk at a time.
@@ -149,7 +143,7 @@ impl Part {
             .and_then(|opened| opened.sync_all())
             .map_err(|error| Error::io(folder, "fsync", &error))?;
         self.arrival.complete();
-        let map = beside(destination, ".part.map");
+        let map = map_path(destination);
         fs::remove_file(&map).map_err(|error| Error::io(&map, "unlink", &error))?;
         Ok((digest, began.elapsed().as_secs_f64()))
     }
@@ -259,12 +253,6 @@ fn reserve(file: &File, path: &Path, file_bytes: u64) -> Result<()> {
         }
     }
     file.set_len(file_bytes).map_err(|error| Error::io(path, "truncate", &error))
-}
-
-fn beside(destination: &Path, suffix: &str) -> PathBuf {
-    let mut name = destination.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
 }
 
 #[cfg(test)]

@@ -111,7 +111,8 @@ fn drive(
 ) -> Result<()> {
     let path = shared.part.path();
     let client = origin::client(path, shared.limits.stall)?;
-    let streams = futures_util::future::join_all(origins.map(|origin| shared.stream(&client, origin)));
+    let streams =
+        futures_util::future::join_all(origins.map(|origin| shared.stream(&client, origin)));
     origin::runtime(path)?.block_on(async {
         tokio::pin!(streams);
         let mut own_ended = false;
