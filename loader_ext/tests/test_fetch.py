@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import stoker_loader as sl
-from support.object_store import ObjectStore, Stalls, breaks_off, served, status
 from stoker_loader import errors
+from support.object_store import ObjectStore, Stalls, breaks_off, served, status
 
 CHUNK = 8 << 20
 BODY = random.Random(1).randbytes(3 * CHUNK + 5)
@@ -91,9 +91,11 @@ def corrupted(place: int) -> bytes:
 
 
 def test_wrong_bytes_are_never_taken(target: Path, expected: sl.FileDigest) -> None:
-    with served(ObjectStore(corrupted(CHUNK + 7))) as store:
-        with pytest.raises(errors.ChunkMismatchError) as raised:
-            sl.fetch(store.url, target, expected=expected)
+    with (
+        served(ObjectStore(corrupted(CHUNK + 7))) as store,
+        pytest.raises(errors.ChunkMismatchError) as raised,
+    ):
+        sl.fetch(store.url, target, expected=expected)
     assert raised.value.offset == CHUNK
     assert not target.exists()
 
@@ -124,9 +126,8 @@ def test_an_object_that_is_replaced_meanwhile_is_no_mix(store: ObjectStore, targ
 def test_a_length_that_is_not_the_expected_one_is_another_object(
     target: Path, expected: sl.FileDigest
 ) -> None:
-    with served(ObjectStore(BODY[:-1])) as store:
-        with pytest.raises(errors.SourceChangedError):
-            sl.fetch(store.url, target, expected=expected)
+    with served(ObjectStore(BODY[:-1])) as store, pytest.raises(errors.SourceChangedError):
+        sl.fetch(store.url, target, expected=expected)
 
 
 # --- servers that fail --------------------------------------------------------------------------

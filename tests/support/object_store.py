@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 PIECE_BYTES = 256 << 10
+FEW_BYTES = 1000
 
 
 @dataclass
@@ -124,23 +125,51 @@ def breaks_off(store: ObjectStore, times: int) -> Fault:
 
 @dataclass
 class Stalls:
-    """Holds the first so many requests for one place after half of their bytes, until released."""
+    """Holds the first so many requests for one place after a few bytes, until `release`."""
 
     store: ObjectStore
     first: int
     times: int = 1
     reached: threading.Event = field(default_factory=threading.Event)
+    _held: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = field(default_factory=list)
 
     async def __call__(self, asked: Asked, scope: Scope, receive: Receive, send: Send) -> bool:
         if asked.first != self.first or asked.last == 0 or self.times == 0:
             return False
         self.times -= 1
-        await send(self.store.head(asked))
-        await send(piece(self.store.body[asked.first : asked.first + 1000]))
-        self.reached.set()
-        while (await receive())["type"] != "http.disconnect":
-            pass
+        held = (asyncio.get_running_loop(), asyncio.Event())
+        self._held.append(held)
+        try:
+            await send(self.store.head(asked))
+            await send(piece(self.store.body[asked.first : asked.first + FEW_BYTES]))
+            self.reached.set()
+            if await _first_of(held[1].wait(), _disconnected(receive)) == 0:
+                span = self.store.body[asked.first + FEW_BYTES : asked.last + 1]
+                await send(piece(span, more=False))
+        finally:
+            self._held.remove(held)
         return True
+
+    def release(self) -> None:
+        """Lets every request that is held go on."""
+        for loop, released in list(self._held):
+            loop.call_soon_threadsafe(released.set)
+
+
+async def _first_of(*waits: Coroutine[None, None, object]) -> int:
+    """Which of the waits ended first; the others are cancelled."""
+    async with asyncio.TaskGroup() as tasks:
+        begun = [tasks.create_task(wait) for wait in waits]
+        await asyncio.wait(begun, return_when=asyncio.FIRST_COMPLETED)
+        first = next(number for number, task in enumerate(begun) if task.done())
+        for task in begun:
+            task.cancel()
+    return first
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 # --- serving ------------------------------------------------------------------------------------

@@ -3,11 +3,15 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use crate::error::Result;
 
 /// The most threads that any piece of work gets; more never read faster in our measurements.
 pub const MAX_THREADS: usize = 16;
+
+/// How often the caller is asked whether to go on while it waits for the other threads.
+const WATCH_EVERY: Duration = Duration::from_millis(100);
 
 /// What became of a piece of work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,8 +24,9 @@ pub enum Step {
 
 /// Does the work `0..count` on `threads` threads and returns the sum of what each piece returned.
 ///
-/// The caller is one of the threads, and between its own pieces it calls `watch` with the sum so
-/// far: so progress needs no wake-up, and a caller that waits for a lock stops nobody else.
+/// The caller is one of the threads, and between its own pieces, and while it waits for the others
+/// at the end, it calls `watch` with the sum so far: so a caller that waits for a lock stops nobody
+/// else.
 /// `scratch` makes what one thread keeps between its pieces. The first error, of a piece or of
 /// `watch`, stops everyone after the piece at hand and is returned.
 pub fn run<S>(
@@ -58,16 +63,31 @@ pub fn run<S>(
             }
         }
     };
+    let caller = thread::current();
+    let helpers = AtomicUsize::new(0);
     thread::scope(|scope| {
-        let helpers = threads.min(MAX_THREADS).min(count).saturating_sub(1);
-        for _ in 0..helpers {
+        for _ in 1..threads.min(MAX_THREADS).min(count) {
+            let help = || {
+                drain(&mut |_| Ok(()));
+                helpers.fetch_sub(1, Ordering::Release);
+                caller.unpark();
+            };
             // Without another thread (a container's limit of processes) the caller does it all.
-            let spawned = thread::Builder::new().spawn_scoped(scope, || drain(&mut |_| Ok(())));
-            if spawned.is_err() {
+            helpers.fetch_add(1, Ordering::Relaxed);
+            if thread::Builder::new().spawn_scoped(scope, help).is_err() {
+                helpers.fetch_sub(1, Ordering::Relaxed);
                 break;
             }
         }
         drain(&mut watch);
+        while helpers.load(Ordering::Acquire) > 0 {
+            thread::park_timeout(WATCH_EVERY);
+            if !stop.load(Ordering::Relaxed)
+                && let Err(error) = watch(done.load(Ordering::Relaxed))
+            {
+                fail(error);
+            }
+        }
     });
     if let Some(error) = first_error.into_inner().expect("all threads have ended") {
         return Err(error);
@@ -157,6 +177,27 @@ mod tests {
             },
         );
         assert_eq!(outcome, Err(error), "who waits can be stopped");
+    }
+
+    #[test]
+    fn a_caller_without_pieces_watches_the_others() {
+        let stopped = AtomicBool::new(false);
+        let caller = thread::current().id();
+        // Ends only when the caller, who has nothing to do, has seen that the other one waits.
+        let work = |(): &mut (), index| {
+            let waits = index == 0 && !stopped.load(Ordering::Relaxed);
+            Ok(if waits { Step::Again } else { Step::Done(1) })
+        };
+        let mut calls = 0;
+        let watch = |_| {
+            assert_eq!(thread::current().id(), caller);
+            calls += 1;
+            // The caller may have taken the piece that waits: then this ends it too.
+            stopped.store(calls > 3, Ordering::Relaxed);
+            Ok(())
+        };
+        assert_eq!(run(2, 2, || (), work, watch), Ok(2));
+        assert!(calls > 3);
     }
 
     #[test]

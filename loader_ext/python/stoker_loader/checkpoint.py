@@ -284,9 +284,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     return Checkpoint(path)
 
 
-def open_arriving(
-    path: str | os.PathLike[str], *, patience_s: float = PATIENCE_S
-) -> Checkpoint:
+def open_arriving(path: str | os.PathLike[str], *, patience_s: float = PATIENCE_S) -> Checkpoint:
     """Open a checkpoint whose files may still be on their way by `fetch`, here or elsewhere.
 
     Waits for headers and index, and later with each tensor for its bytes alone; `load` and

@@ -33,9 +33,9 @@ class LoadStats:
     `resident_bytes_before` is what the kernel counted in the page cache before anything was
     populated; it is 0 with `residency_known` false where the kernel does not tell this user
     (neither owner nor writer of the files). Those bytes came from tier `dram`, what had not arrived
-    yet from `remote`, the rest from `ssd`; `tier` is the one that most bytes came from. `residency_ms` is the time that asking
-    took. `copied_bytes` are those of tensors that could not be views: misaligned, or moved to
-    another device.
+    yet from `remote`, the rest from `ssd`; `tier` is the one that most bytes came from.
+    `residency_ms` is the time that asking took. `copied_bytes` are those of tensors that could
+    not be views: misaligned, or moved to another device.
     """
 
     checkpoint_bytes: int
@@ -51,13 +51,12 @@ class LoadStats:
     copied_bytes: int
 
 
-def split_by_tier(
-    checkpoint_bytes: int, resident_bytes: int, remote_bytes: int
-) -> dict[Tier, int]:
+def split_by_tier(checkpoint_bytes: int, resident_bytes: int, remote_bytes: int) -> dict[Tier, int]:
     """How many bytes come from the page cache, how many from elsewhere, and the rest."""
-    # A page may arrive between the two questions.
-    ssd_bytes = max(checkpoint_bytes - resident_bytes - remote_bytes, 0)
-    return {"remote": remote_bytes, "ssd": ssd_bytes, "dram": resident_bytes}
+    here_bytes = checkpoint_bytes - remote_bytes
+    # A chunk that is arriving has pages before it counts as here.
+    dram_bytes = min(resident_bytes, here_bytes)
+    return {"remote": remote_bytes, "ssd": here_bytes - dram_bytes, "dram": dram_bytes}
 
 
 def dominating_tier(bytes_by_tier: Mapping[Tier, int]) -> Tier:
