@@ -60,9 +60,8 @@ def test_a_file_arrives_whole(store: ObjectStore, target: Path, expected: sl.Fil
 def test_sources_share_the_work(target: Path, expected: sl.FileDigest) -> None:
     with ExitStack() as stack:
         stores = [stack.enter_context(served(ObjectStore(BODY, f'"{n}"'))) for n in range(2)]
-        # One stream each, and the first one's holds still: the other brings the rest.
-        stall = Stalls(stores[0], 0)
-        stores[0].faults.append(stall)
+        # One stream each, and the first one's holds still: the other brings all.
+        stores[0].faults.append(Stalls(stores[0], None))
         limits = sl.FetchLimits(streams=1, hedge_after_s=0.05)
         fetched = sl.fetch([one.url for one in stores], target, expected=expected, limits=limits)
     assert_arrived(target, fetched, expected)

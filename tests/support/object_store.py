@@ -125,16 +125,18 @@ def breaks_off(store: ObjectStore, times: int) -> Fault:
 
 @dataclass
 class Stalls:
-    """Holds the first so many requests for one place after a few bytes, until `release`."""
+    """Holds the first so many requests for one place, or any, after a few bytes, until
+    `release`."""
 
     store: ObjectStore
-    first: int
+    first: int | None
     times: int = 1
     reached: threading.Event = field(default_factory=threading.Event)
     _held: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = field(default_factory=list)
 
     async def __call__(self, asked: Asked, scope: Scope, receive: Receive, send: Send) -> bool:
-        if asked.first != self.first or asked.last == 0 or self.times == 0:
+        elsewhere = self.first is not None and asked.first != self.first
+        if elsewhere or asked.last == 0 or self.times == 0:
             return False
         self.times -= 1
         held = (asyncio.get_running_loop(), asyncio.Event())
