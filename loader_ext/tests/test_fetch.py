@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -281,9 +282,14 @@ def test_one_process_fetches_a_file(store: ObjectStore, target: Path) -> None:
 
 
 CHILD = """
-import sys, stoker_loader as sl
-sl.fetch(sys.argv[1], sys.argv[2], limits=sl.FetchLimits(streams=1),
-         progress=lambda done, total: print(done, flush=True))
+import os, signal, sys, stoker_loader as sl
+
+def die(done, total):
+    if done > int(sys.argv[3]):
+        print(done, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sl.fetch(sys.argv[1], sys.argv[2], limits=sl.FetchLimits(streams=1), progress=die)
 """
 
 
@@ -292,20 +298,18 @@ def test_a_fetch_that_is_killed_loses_nothing_and_promises_nothing(
 ) -> None:
     """Killed at the first sign of each further chunk, it ends nevertheless."""
     reached = 0
-    for _ in range(4):
-        with subprocess.Popen(
-            [sys.executable, "-c", CHILD, store.url, str(target)], stdout=subprocess.PIPE, text=True
-        ) as child:
-            assert child.stdout is not None
-            for line in child.stdout:
-                if int(line) > reached:
-                    reached = int(line)
-                    break
-            child.kill()
-        if reached < len(BODY):
-            assert not target.exists()
-    if not target.exists():
-        sl.fetch(store.url, target)
+    deaths = 0
+    while True:
+        command = [sys.executable, "-c", CHILD, store.url, str(target), str(reached)]
+        child = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        if child.returncode == 0:
+            break
+        assert child.returncode == -signal.SIGKILL
+        assert int(child.stdout) > reached
+        assert not target.exists()
+        reached = int(child.stdout)
+        deaths += 1
+    assert deaths >= 3
     assert target.read_bytes() == BODY
     assert sl.digest(target).files == (expected,)
     assert not target.with_name("weights.part").exists()
