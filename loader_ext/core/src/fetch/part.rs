@@ -10,7 +10,8 @@ use std::time::Instant;
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use super::origin::Description;
-use crate::arrival::{Arrival, Subject, map_path, part_path};
+use crate::arrival::head::Subject;
+use crate::arrival::{Arrival, map_path, part_path};
 use crate::digest::{CHUNK_BYTES, FileDigest};
 use crate::error::{Error, Kind, Result};
 use crate::pieces::{self, Step};

@@ -1,25 +1,13 @@
 //! The arrival map: which chunks of a file that is being fetched are there, and verified.
 //!
-//! A file on its way grows as `NAME.part`; beside it `NAME.part.map` is a small file that is mapped
-//! by the process that fetches and by those that wait. All its numbers are little-endian:
-//!
-//! | at | bytes | content |
-//! | --- | --- | --- |
-//! | 0 | 8 | `STKARRV1` |
-//! | 8 | 4 | state: 0 arriving, 1 complete |
-//! | 12 | 4 | beat: counts arrivals; waiters sleep on it (`futex(2)`) |
-//! | 16 | 8 | length of the file |
-//! | 24 | 8 | length of a chunk |
-//! | 32 | 32 | identity: what is being fetched |
-//! | 64 | 8 | inode of the part file that this map speaks of |
-//! | 72 | 56 | zero |
-//! | 128 | 8 x ceil(chunks / 64) | a bit for each chunk, the lowest first |
-//! | .. | 16 x chunks | XXH3-128 of each chunk that has arrived |
-//!
-//! A bit is set after its chunk was written, verified and its digest was stored. The writer has
-//! the map locked for as long as it lives, so a waiter can tell a slow fetch from one whose process
-//! died. A map and its part are never used for another subject: both are replaced, so that nobody
-//! who has them open ever sees other bytes than those he was promised.
+//! [`head`] has its bytes, to the bit, and [`kernel`] the locks and the sleep that it needs of the
+//! kernel. A bit is set after its chunk was written, verified and its digest was stored. The writer
+//! has the map locked for as long as it lives, so a waiter can tell a slow fetch from one whose
+//! process died. A map and its part are never used for another subject: both are replaced, so that
+//! nobody who has them open ever sees other bytes than those he was promised.
+
+pub mod head;
+mod kernel;
 
 use std::fs::{self, File, OpenOptions};
 use std::ops::Range;
@@ -31,84 +19,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use self::head::{
+    BEAT_AT, CHUNK_BYTES_AT, COMPLETE, FILE_BYTES_AT, HEAD_BYTES, Head, IDENTITY_AT, INODE_AT,
+    MAGIC, STATE_AT, Subject, bit, parse,
+};
+use self::kernel::{futex_wait, futex_wake, is_locked, lock, unlock};
 use crate::digest::CHUNK_BYTES;
 use crate::error::{Error, Kind, Result};
 
-const MAGIC: [u8; 8] = *b"STKARRV1";
-const STATE_AT: usize = 8;
-const BEAT_AT: usize = 12;
-const FILE_BYTES_AT: usize = 16;
-const CHUNK_BYTES_AT: usize = 24;
-const IDENTITY_AT: usize = 32;
-const INODE_AT: usize = 64;
-const BITS_AT: usize = 128;
-const DIGEST_BYTES: usize = 16;
-const WORD_BITS: usize = 64;
-const COMPLETE: u32 = 1;
 /// How often a waiter makes sure that the writer lives and that it is still to wait.
 const WAIT_SLICE: Duration = Duration::from_millis(100);
 /// Tries to open a map that others replace meanwhile.
 const MAX_OPENINGS: usize = 8;
-/// Above any file that a machine can hold; keeps a corrupt length from becoming a huge mapping.
-const MAX_FILE_BYTES: u64 = 1 << 50;
-
-/// What is being fetched: its length, and a digest of what makes it that and nothing else.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Subject {
-    /// Length of the whole file.
-    pub file_bytes: u64,
-    /// BLAKE3 of the expected digests, or of the source's entity tag.
-    pub identity: [u8; 32],
-}
-
-impl Subject {
-    /// Chunks of the file.
-    pub fn chunks(&self) -> usize {
-        usize::try_from(self.file_bytes.div_ceil(CHUNK_BYTES)).expect("lengths are bounded")
-    }
-
-    /// Where a chunk begins, and how long it is.
-    pub fn chunk(&self, index: usize) -> (u64, u64) {
-        let begin = index as u64 * CHUNK_BYTES;
-        (begin, CHUNK_BYTES.min(self.file_bytes - begin))
-    }
-
-    /// The chunks that a range of bytes touches.
-    pub fn chunks_of(&self, begin: u64, size_bytes: u64) -> Range<usize> {
-        let end = (begin + size_bytes).min(self.file_bytes).div_ceil(CHUNK_BYTES);
-        (begin / CHUNK_BYTES) as usize..end as usize
-    }
-
-    fn words(&self) -> usize {
-        self.chunks().div_ceil(WORD_BITS)
-    }
-
-    fn map_bytes(&self) -> usize {
-        BITS_AT + self.words() * size_of::<u64>() + self.chunks() * DIGEST_BYTES
-    }
-}
-
-/// What a map says before its bits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Head {
-    /// What is being fetched.
-    pub subject: Subject,
-    /// The part file's inode.
-    pub inode: u64,
-}
-
-/// Reads the head of a map; `None` if these bytes, of a map of `map_bytes`, are none.
-pub fn parse(head: &[u8], map_bytes: u64) -> Option<Head> {
-    let number = |at: usize| Some(u64::from_le_bytes(head.get(at..at + 8)?.try_into().ok()?));
-    let identity = head.get(IDENTITY_AT..INODE_AT)?.try_into().ok()?;
-    let subject = Subject { file_bytes: number(FILE_BYTES_AT)?, identity };
-    let sound = head[..MAGIC.len()] == MAGIC
-        && number(CHUNK_BYTES_AT)? == CHUNK_BYTES
-        && subject.file_bytes <= MAX_FILE_BYTES
-        && subject.map_bytes() as u64 == map_bytes;
-    Some(Head { subject, inode: number(INODE_AT)? }).filter(|_| sound)
-}
-
 /// Where the bytes of a file grow until it is complete.
 pub fn part_path(destination: &Path) -> PathBuf {
     beside(destination, ".part")
@@ -243,13 +165,13 @@ impl Arrival {
     pub fn digest(&self, chunk: usize) -> u128 {
         debug_assert!(self.has(chunk));
         u128::from_le_bytes(std::array::from_fn(|byte| {
-            self.byte(self.digest_at(chunk) + byte).load(Ordering::Relaxed)
+            self.byte(self.head.subject.digest_at(chunk) + byte).load(Ordering::Relaxed)
         }))
     }
 
     /// Says that a chunk is written and verified, and wakes who waits for it.
     pub fn arrived(&self, chunk: usize, digest: u128) {
-        self.store(self.digest_at(chunk), &digest.to_le_bytes());
+        self.store(self.head.subject.digest_at(chunk), &digest.to_le_bytes());
         self.word(chunk).fetch_or(bit(chunk), Ordering::Release);
         self.beat();
     }
@@ -333,11 +255,6 @@ impl Arrival {
         Ok(Self { file, path: path.to_path_buf(), base, head, writes })
     }
 
-    fn digest_at(&self, chunk: usize) -> usize {
-        assert!(chunk < self.head.subject.chunks());
-        BITS_AT + self.head.subject.words() * size_of::<u64>() + chunk * DIGEST_BYTES
-    }
-
     fn store(&self, at: usize, bytes: &[u8]) {
         for (index, byte) in bytes.iter().enumerate() {
             self.byte(at + index).store(*byte, Ordering::Relaxed);
@@ -358,8 +275,7 @@ impl Arrival {
     }
 
     fn word(&self, chunk: usize) -> &AtomicU64 {
-        assert!(chunk < self.head.subject.chunks());
-        let at = BITS_AT + chunk / WORD_BITS * size_of::<u64>();
+        let at = self.head.subject.word_at(chunk);
         // SAFETY: a word of an existing chunk lies within the mapping, at a multiple of 8 from its
         // start, which is a page's; lives as long as `self`.
         unsafe { AtomicU64::from_ptr(self.base.as_ptr().add(at).cast()) }
@@ -370,7 +286,7 @@ impl Drop for Arrival {
     fn drop(&mut self) {
         if self.writes {
             // Who waits finds out now that nobody writes any more.
-            control_lock(&self.file, libc::F_OFD_SETLK, libc::F_UNLCK);
+            unlock(&self.file);
             self.beat();
         }
         // SAFETY: the mapping that `map` made, with its length; no reference outlives `self`.
@@ -397,7 +313,7 @@ fn is_at(file: &File, path: &Path) -> Result<bool> {
 fn read_head(file: &File, path: &Path) -> Result<Option<Head>> {
     let io = |error: &std::io::Error| Error::io(path, "read", error);
     let map_bytes = file.metadata().map_err(|error| io(&error))?.len();
-    let mut head = [0; BITS_AT];
+    let mut head = [0; HEAD_BYTES];
     match file.read_exact_at(&mut head, 0) {
         Ok(()) => Ok(parse(&head, map_bytes)),
         Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(None),
@@ -450,47 +366,5 @@ pub struct Arriving {
     pub patience: Duration,
 }
 
-fn bit(chunk: usize) -> u64 {
-    1 << (chunk % WORD_BITS)
-}
-
-/// Locks for writing, for as long as the file is open: a lock of the open file description
-/// (`F_OFD_SETLK`, fcntl(2)), which the kernel takes back when its process is gone.
-fn lock(file: &File) -> bool {
-    control_lock(file, libc::F_OFD_SETLK, libc::F_WRLCK).is_some()
-}
-
-/// Whether someone else has it locked for writing.
-fn is_locked(file: &File) -> bool {
-    let found = control_lock(file, libc::F_OFD_GETLK, libc::F_RDLCK);
-    // Where the kernel does not answer, a wait may be long but never ends too early.
-    found.is_none_or(|lock| i32::from(lock.l_type) != libc::F_UNLCK)
-}
-
-fn control_lock(file: &File, command: i32, kind: i32) -> Option<libc::flock> {
-    // SAFETY: all zeros are a lock of the whole file.
-    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
-    lock.l_type = kind as i16;
-    // SAFETY: a call on an open descriptor, with a lock that outlives it.
-    let code = unsafe { libc::fcntl(file.as_raw_fd(), command, &raw mut lock) };
-    (code == 0).then_some(lock)
-}
-
-fn futex_wait(word: &AtomicU32, expected: u32, timeout: Duration) {
-    let timeout = libc::timespec {
-        tv_sec: timeout.as_secs().cast_signed(),
-        tv_nsec: timeout.subsec_nanos().into(),
-    };
-    // SAFETY: the word and the timeout outlive the call. Not `FUTEX_PRIVATE_FLAG`: waiters are
-    // other processes. Every return (woken, changed, timed out, interrupted) is looked at again.
-    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, expected, &timeout) };
-}
-
-fn futex_wake(word: &AtomicU32) {
-    // SAFETY: the word outlives the call; waking nobody is fine.
-    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, i32::MAX) };
-}
-
 #[cfg(test)]
-#[path = "arrival_tests.rs"]
 mod tests;

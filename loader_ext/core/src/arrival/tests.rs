@@ -2,6 +2,7 @@ use std::thread;
 
 use proptest::prelude::*;
 
+use super::head::MAX_FILE_BYTES;
 use super::*;
 
 const FOREVER: Duration = Duration::from_secs(60);
