@@ -61,11 +61,12 @@ def test_the_tier_is_what_was_resident_before(large: Path) -> None:
     assert cold.resident_bytes_before < 1 << 20
     assert cold.tier == "ssd"
     assert cold.bytes_by_tier == {
+        "remote": 0,
         "dram": cold.resident_bytes_before,
         "ssd": size - cold.resident_bytes_before,
     }
     assert (warm.tier, warm.resident_bytes_before) == ("dram", size)
-    assert warm.bytes_by_tier == {"dram": size, "ssd": 0}
+    assert warm.bytes_by_tier == {"remote": 0, "dram": size, "ssd": 0}
     for stats in (cold, warm):
         assert stats.checkpoint_bytes == size
         assert stats.residency_known

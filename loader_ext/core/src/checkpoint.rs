@@ -5,9 +5,11 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::arrival::{Arrival, Arriving, MAP_SUFFIX};
 use crate::error::{Error, Kind, Result};
 use crate::header::{self, Header};
 
@@ -15,6 +17,8 @@ use crate::header::{self, Header};
 pub const SINGLE_FILE: &str = "model.safetensors";
 /// The index of a sharded one.
 pub const INDEX_FILE: &str = "model.safetensors.index.json";
+/// Tries to open a file that is replaced meanwhile.
+const MAX_OPENINGS: usize = 8;
 const EXTENSION: &str = ".safetensors";
 const PICKLE_EXTENSIONS: [&str; 6] = [".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"];
 
@@ -31,6 +35,16 @@ pub struct Shard {
     pub file_bytes: u64,
     /// Its tensors.
     pub header: Header,
+    /// Says which of its bytes are there, if it was still on its way when it was opened.
+    pub arriving: Option<Arriving>,
+}
+
+/// How to wait for files that are still on their way.
+pub struct Waiter<'a> {
+    /// For how long nothing may arrive.
+    pub patience: Duration,
+    /// Called now and then; stops the wait by an error.
+    pub watch: &'a mut dyn FnMut() -> Result<()>,
 }
 
 /// An open checkpoint: every header is checked, no tensor's bytes have been read.
@@ -48,16 +62,27 @@ impl Checkpoint {
     /// A directory is looked through for `model.safetensors`, else for shards named by
     /// `model.safetensors.index.json`, else for any `*.safetensors`.
     pub fn open(path: &Path) -> Result<Self> {
-        let found = fs::metadata(path).map_err(|error| Error::io(path, "stat", &error))?;
-        if !found.is_dir() {
+        Self::open_with(path, None)
+    }
+
+    /// The same, where files may still be on their way ([`crate::fetch`]): waits for headers and
+    /// index, and for nothing else. Whoever reads a tensor then has to wait for its bytes.
+    ///
+    /// Errors: as `open`, and `FetchAbandoned`, `WaitTimeout`, `ArrivalInvalid`.
+    pub fn open_arriving(path: &Path, mut waiter: Waiter<'_>) -> Result<Self> {
+        Self::open_with(path, Some(&mut waiter))
+    }
+
+    fn open_with(path: &Path, mut waiter: Option<&mut Waiter<'_>>) -> Result<Self> {
+        if !path.is_dir() {
             let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
-            let shard = Shard::open(path, name.unwrap_or_default())?;
+            let shard = Shard::open(path, name.unwrap_or_default(), waiter)?;
             return Ok(Self { path: path.to_path_buf(), shards: vec![shard] });
         }
-        let (names, index) = find_shards(path)?;
+        let (names, index) = find_shards(path, waiter.as_deref_mut())?;
         let mut shards = Vec::with_capacity(names.len());
         for name in names {
-            shards.push(Shard::open(&path.join(&name), name)?);
+            shards.push(Shard::open(&path.join(&name), name, waiter.as_deref_mut())?);
         }
         check_shards(&path.join(INDEX_FILE), &shards, index.as_ref())?;
         Ok(Self { path: path.to_path_buf(), shards })
@@ -81,15 +106,13 @@ impl Checkpoint {
 }
 
 impl Shard {
-    fn open(path: &Path, name: String) -> Result<Self> {
-        // Opening a pipe would block and a device may have effects: look first.
-        let found = fs::metadata(path).map_err(|error| Error::io(path, "stat", &error))?;
-        if !found.is_file() {
-            return Err(Error::new(path, Kind::SymlinkRefused));
-        }
-        let file = File::open(path).map_err(|error| Error::io(path, "open", &error))?;
+    fn open(path: &Path, name: String, mut waiter: Option<&mut Waiter<'_>>) -> Result<Self> {
+        let (file, arrival) = open_file(path, waiter.as_deref_mut())?;
         let file_bytes = file.metadata().map_err(|error| Error::io(path, "fstat", &error))?.len();
-        let read = |bytes: &mut [u8], offset| {
+        let mut read = |bytes: &mut [u8], offset| {
+            if let (Some(waiter), Some(arrival)) = (&mut waiter, &arrival) {
+                waiter.wait(arrival, offset, bytes.len() as u64)?;
+            }
             file.read_exact_at(bytes, offset).map_err(|error| Error::io(path, "read", &error))
         };
         let mut start = vec![0; file_bytes.min(header::LENGTH_BYTES) as usize];
@@ -98,7 +121,12 @@ impl Shard {
         let mut bytes = vec![0; header_bytes as usize];
         read(&mut bytes, header::LENGTH_BYTES)?;
         let header = header::parse(path, &bytes, file_bytes)?;
-        Ok(Self { name, path: path.to_path_buf(), file: Arc::new(file), file_bytes, header })
+        let arriving = waiter.zip(arrival).map(|(waiter, arrival)| Arriving {
+            arrival: Arc::new(arrival),
+            patience: waiter.patience,
+        });
+        let (path, file) = (path.to_path_buf(), Arc::new(file));
+        Ok(Self { name, path, file, file_bytes, header, arriving })
     }
 
     /// Fails with `FileChanged` if the file's length is no longer the one that was checked.
@@ -110,6 +138,53 @@ impl Shard {
         let kind = Kind::FileChanged { expected_bytes: self.file_bytes, found_bytes: found.len() };
         Err(Error::new(&self.path, kind))
     }
+}
+
+impl Waiter<'_> {
+    fn wait(&mut self, arrival: &Arrival, begin: u64, size_bytes: u64) -> Result<()> {
+        let chunks = arrival.subject().chunks_of(begin, size_bytes);
+        arrival.wait(chunks, self.patience, self.watch)
+    }
+}
+
+/// Opens a file of a checkpoint; with a waiter also one that is still on its way, and then gives
+/// its map, once its first chunk is there.
+fn open_file(path: &Path, waiter: Option<&mut Waiter<'_>>) -> Result<(File, Option<Arrival>)> {
+    match (open_whole(path), waiter) {
+        (Err(Error { kind: Kind::NotFound, .. }), Some(waiter)) => open_part(path, waiter),
+        (opened, _) => opened.map(|file| (file, None)),
+    }
+}
+
+fn open_whole(path: &Path) -> Result<File> {
+    // Opening a pipe would block and a device may have effects: look first.
+    let found = fs::metadata(path).map_err(|error| Error::io(path, "stat", &error))?;
+    if !found.is_file() {
+        return Err(Error::new(path, Kind::SymlinkRefused));
+    }
+    File::open(path).map_err(|error| Error::io(path, "open", &error))
+}
+
+fn open_part(path: &Path, waiter: &mut Waiter<'_>) -> Result<(File, Option<Arrival>)> {
+    // Each turn ends the fetch that the one before saw beginning: no fetch is that fast for long.
+    for _ in 0..MAX_OPENINGS {
+        match Arrival::watch(path) {
+            Ok(arrival) => {
+                waiter.wait(&arrival, 0, 1)?;
+                if let Some(file) = arrival.open(path)? {
+                    return Ok((file, Some(arrival)));
+                }
+            }
+            Err(error) if error.kind == Kind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        // It has its name by now, or another fetch began.
+        match open_whole(path) {
+            Err(error) if error.kind == Kind::NotFound => {}
+            opened => return opened.map(|file| (file, None)),
+        }
+    }
+    Err(Error::new(path, Kind::NotFound))
 }
 
 /// Whether a file's name is one that pickled weights go by.
@@ -126,18 +201,25 @@ pub fn is_safetensors_name(name: &str) -> bool {
 /// The map from tensor to shard of `model.safetensors.index.json`.
 type Index = BTreeMap<String, String>;
 
-fn find_shards(directory: &Path) -> Result<(BTreeSet<String>, Option<Index>)> {
+fn find_shards(
+    directory: &Path,
+    waiter: Option<&mut Waiter<'_>>,
+) -> Result<(BTreeSet<String>, Option<Index>)> {
     let failed = |error| Error::io(directory, "reading the directory", &error);
     let mut names = BTreeSet::new();
     for item in fs::read_dir(directory).map_err(failed)? {
         // A name that is not UTF-8 cannot be one that is looked for here.
-        names.extend(item.map_err(failed)?.file_name().into_string());
+        let Ok(name) = item.map_err(failed)?.file_name().into_string() else { continue };
+        match name.strip_suffix(MAP_SUFFIX) {
+            Some(arriving) if waiter.is_some() => names.insert(arriving.to_owned()),
+            _ => names.insert(name),
+        };
     }
     if names.contains(SINGLE_FILE) {
         return Ok((BTreeSet::from([SINGLE_FILE.to_owned()]), None));
     }
     if names.contains(INDEX_FILE) {
-        let index = read_index(&directory.join(INDEX_FILE))?;
+        let index = read_index(&directory.join(INDEX_FILE), waiter)?;
         let shards: BTreeSet<String> = index.values().cloned().collect();
         if let Some(shard) = shards.iter().find(|shard| !names.contains(*shard)) {
             let kind = Kind::ShardMissing { shard: shard.clone() };
@@ -156,18 +238,23 @@ fn find_shards(directory: &Path) -> Result<(BTreeSet<String>, Option<Index>)> {
     Err(Error::new(directory, kind))
 }
 
-fn read_index(path: &Path) -> Result<Index> {
+fn read_index(path: &Path, mut waiter: Option<&mut Waiter<'_>>) -> Result<Index> {
     #[derive(Deserialize)]
     struct Document {
         #[serde(deserialize_with = "crate::header::unique_pairs")]
         weight_map: Vec<(String, String)>,
     }
     let invalid = |reason: String| Error::new(path, Kind::IndexInvalid { reason });
-    let found = fs::metadata(path).map_err(|error| Error::io(path, "stat", &error))?;
-    if found.len() > header::HEADER_LIMIT_BYTES {
-        return Err(invalid(format!("{} bytes are too many", found.len())));
+    let (file, arrival) = open_file(path, waiter.as_deref_mut())?;
+    let length = file.metadata().map_err(|error| Error::io(path, "fstat", &error))?.len();
+    if length > header::HEADER_LIMIT_BYTES {
+        return Err(invalid(format!("{length} bytes are too many")));
     }
-    let text = fs::read(path).map_err(|error| Error::io(path, "read", &error))?;
+    if let (Some(waiter), Some(arrival)) = (waiter, &arrival) {
+        waiter.wait(arrival, 0, length)?;
+    }
+    let mut text = vec![0; length as usize];
+    file.read_exact_at(&mut text, 0).map_err(|error| Error::io(path, "read", &error))?;
     let document: Document =
         serde_json::from_slice(&text).map_err(|error| invalid(error.to_string()))?;
     if document.weight_map.is_empty() {

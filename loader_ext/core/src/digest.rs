@@ -9,7 +9,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::error::{Error, Kind, Result};
 use crate::inventory::{Entry, Links, inventory};
-use crate::pieces;
+use crate::pieces::{self, Step};
 
 /// The bytes that one XXH3-128 is over; the last chunk of a file is shorter.
 pub const CHUNK_BYTES: u64 = 8 << 20;
@@ -173,7 +173,7 @@ fn digest_entries(
             let (value, size_bytes) = digest_chunk(&entries[file], file, begin, buffer, open)?;
             let fresh = digests[index].set(value).is_ok();
             debug_assert!(fresh, "each chunk is digested once");
-            Ok(size_bytes)
+            Ok(Step::Done(size_bytes))
         },
         watch,
     )?;

@@ -158,6 +158,40 @@ kinds! {
     DestinationExists: "destination_exists" => "DestinationExistsError",
         "exists already; a layout is only ever written to a new directory";
 
+    #[doc = "Another process fetches the same file."]
+    FetchBusy: "fetch_busy" => "FetchBusyError",
+        "another process is fetching it; wait for that one";
+    #[doc = "What should be an arrival map is none."]
+    ArrivalInvalid: "arrival_invalid" => "ArrivalInvalidError",
+        "is no arrival map; nothing is being fetched here";
+    #[doc = "Who fetched the file is gone, and it is not complete."]
+    FetchAbandoned: "fetch_abandoned" => "FetchAbandonedError",
+        "nobody fetches it any more and it is not complete; fetch it again, it goes on where it ended";
+    #[doc = "What was waited for did not arrive in time."]
+    WaitTimeout: "wait_timeout" => "WaitTimeoutError",
+        "did not arrive in time";
+    #[doc = "There is no source to fetch from."]
+    NoSource: "no_source" => "NoSourceError",
+        "no source was given to fetch it from";
+    #[doc = "The source has no such object."]
+    SourceMissing { source_url: String }: "source_missing" => "SourceMissingError",
+        "{source_url} does not exist; check the name";
+    #[doc = "The source refuses to give the object."]
+    SourceRefused { source_url: String, status: u16 }: "source_refused" => "SourceRefusedError",
+        "{source_url} refuses with HTTP {status}; a signature may have expired, sign the URL again";
+    #[doc = "The object changed at its source while it was fetched."]
+    SourceChanged { source_url: String }: "source_changed" => "SourceChangedError",
+        "{source_url} is another object than the one that was asked for; fetch the new one";
+    #[doc = "The source refuses a range that lies within the object."]
+    RangeRefused { source_url: String }: "range_refused" => "RangeRefusedError",
+        "{source_url} refuses a range within the length that was expected; the object may be shorter";
+    #[doc = "The source does not answer with the range that was asked for."]
+    RangeIgnored { source_url: String }: "range_ignored" => "RangeIgnoredError",
+        "{source_url} ignores ranges; fetch from a server that answers them";
+    #[doc = "The source failed, also when it was asked again."]
+    SourceFailed { source_url: String, reason: String }: "source_failed" => "SourceFailedError",
+        "{source_url} failed: {reason}";
+
     #[doc = "The progress callback raised, or a signal arrived."]
     Cancelled: "cancelled" => "LoadCancelledError",
         "cancelled";

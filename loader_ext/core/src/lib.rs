@@ -2,15 +2,18 @@
 //!
 //! [`checkpoint`] finds the files of a checkpoint and reads their headers ([`header`] is the pure
 //! parser), [`mapping`] maps them and brings them into the page cache, [`residency`] and [`evict`]
-//! look at and empty that cache, [`digest`] gives a checkpoint its identity, and [`layout`]
+//! look at and empty that cache, [`fetch`] brings files from elsewhere and
+//! [`arrival`] tells who waits for them, [`digest`] gives a checkpoint its identity, and [`layout`]
 //! rewrites one so that fused weights are one view. Everything that takes long runs through
 //! [`pieces`]: bounded threads, progress and cancellation on the calling thread.
 
+pub mod arrival;
 pub mod checkpoint;
 pub mod digest;
 pub mod dtype;
 pub mod error;
 pub mod evict;
+pub mod fetch;
 pub mod header;
 pub mod inventory;
 pub mod layout;

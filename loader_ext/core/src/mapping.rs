@@ -10,9 +10,10 @@ use std::ptr::{self, NonNull};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::arrival::{Arriving, Silence};
 use crate::checkpoint::Shard;
 use crate::error::{Error, Kind, Result};
-use crate::pieces;
+use crate::pieces::{self, Step};
 
 /// The size of a PMD-mapped page; only an address on this boundary can map one.
 pub const HUGE_PAGE_BYTES: usize = 2 << 20;
@@ -33,6 +34,8 @@ pub struct Mapping {
     bytes: usize,
     file: Arc<File>,
     path: PathBuf,
+    /// Says which bytes are there, of a file that is still on its way.
+    arriving: Option<Arriving>,
 }
 
 // SAFETY: the mapping is plain memory that this value owns; it has no thread affinity.
@@ -44,7 +47,9 @@ impl Mapping {
     /// Maps a shard after checking that its length is still the checked one.
     pub fn of_shard(shard: &Shard) -> Result<Self> {
         shard.check_length()?;
-        Self::new(Arc::clone(&shard.file), &shard.path, shard.file_bytes)
+        let mut mapping = Self::new(Arc::clone(&shard.file), &shard.path, shard.file_bytes)?;
+        mapping.arriving = shard.arriving.clone();
+        Ok(mapping)
     }
 
     /// Maps the first `file_bytes` (more than 0) of an open file; no page is read.
@@ -102,7 +107,7 @@ impl Mapping {
         // and maps small ones, which is slower and just as right.
         unsafe { libc::madvise(mapped, bytes, libc::MADV_HUGEPAGE) };
         let address = NonNull::new(mapped.cast::<u8>()).expect("mmap never succeeds at null");
-        Ok(Self { address, bytes, file, path: path.to_path_buf() })
+        Ok(Self { address, bytes, file, path: path.to_path_buf(), arriving: None })
     }
 
     /// The address of the file's first byte, on a 2 MiB boundary.
@@ -113,6 +118,14 @@ impl Mapping {
     /// The length of the file.
     pub fn size_bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Waits a little for a range of a file that is still on its way; true if it is there.
+    /// Errors: as [`Arrival::wait_briefly`].
+    fn has_arrived(&self, offset: u64, size_bytes: u64, silence: &mut Silence) -> Result<bool> {
+        let Some(Arriving { arrival, patience }) = &self.arriving else { return Ok(true) };
+        let chunks = arrival.subject().chunks_of(offset, size_bytes);
+        arrival.wait_briefly(chunks, *patience, silence)
     }
 
     /// Brings a range that begins on a page into the page cache and maps it.
@@ -189,8 +202,10 @@ pub fn populate_threads() -> usize {
 
 /// Brings all pages of the mappings into the page cache and maps them, in file order.
 ///
-/// `watch` sees the bytes done so far and may stop it. Done again it only finds that all is there.
-/// Errors: `FileChanged` if a file became shorter, `Io`, and whatever `watch` returns.
+/// Of a file that is still on its way each piece is brought in as soon as it has arrived. `watch`
+/// sees the bytes done so far and may stop it. Done again it only finds that all is there. Errors:
+/// `FileChanged` if a file became shorter, `FetchAbandoned`, `WaitTimeout`, `Io`, and whatever
+/// `watch` returns.
 pub fn populate(
     mappings: &[Arc<Mapping>],
     threads: usize,
@@ -217,10 +232,13 @@ fn populate_with(
     pieces::run(
         work.len(),
         threads,
-        || (),
-        |(), index| {
+        Silence::default,
+        |silence, index| {
             let (mapping, begin, size_bytes) = work[index];
-            mapping.populate_range(begin, size_bytes, advise).map(|()| size_bytes)
+            if !mapping.has_arrived(begin, size_bytes, silence)? {
+                return Ok(Step::Again);
+            }
+            mapping.populate_range(begin, size_bytes, advise).map(|()| Step::Done(size_bytes))
         },
         watch,
     )

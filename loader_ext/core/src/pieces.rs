@@ -3,23 +3,37 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use crate::error::Result;
 
 /// The most threads that any piece of work gets; more never read faster in our measurements.
 pub const MAX_THREADS: usize = 16;
 
+/// How often the caller is asked whether to go on while it waits for the other threads.
+const WATCH_EVERY: Duration = Duration::from_millis(100);
+
+/// What became of a piece of work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// It is done; so much is added to the sum.
+    Done(u64),
+    /// It waits for something and is to be tried again. It has waited a little already.
+    Again,
+}
+
 /// Does the work `0..count` on `threads` threads and returns the sum of what each piece returned.
 ///
-/// The caller is one of the threads, and between its own pieces it calls `watch` with the sum so
-/// far: so progress needs no wake-up, and a caller that waits for a lock stops nobody else.
+/// The caller is one of the threads, and between its own pieces, and while it waits for the others
+/// at the end, it calls `watch` with the sum so far: so a caller that waits for a lock stops nobody
+/// else.
 /// `scratch` makes what one thread keeps between its pieces. The first error, of a piece or of
 /// `watch`, stops everyone after the piece at hand and is returned.
 pub fn run<S>(
     count: usize,
     threads: usize,
     scratch: impl Fn() -> S + Sync,
-    work: impl Fn(&mut S, usize) -> Result<u64> + Sync,
+    work: impl Fn(&mut S, usize) -> Result<Step> + Sync,
     mut watch: impl FnMut(u64) -> Result<()>,
 ) -> Result<u64> {
     let next = AtomicUsize::new(0);
@@ -37,24 +51,43 @@ pub fn run<S>(
             if index >= count {
                 break;
             }
-            let outcome = work(&mut state, index)
-                .map(|amount| done.fetch_add(amount, Ordering::Relaxed) + amount)
-                .and_then(&mut *watch);
-            if let Err(error) = outcome {
+            let mut step = Ok(Step::Again);
+            while step == Ok(Step::Again) && !stop.load(Ordering::Relaxed) {
+                step = work(&mut state, index).and_then(|step| {
+                    let amount = if let Step::Done(amount) = step { amount } else { 0 };
+                    watch(done.fetch_add(amount, Ordering::Relaxed) + amount).map(|()| step)
+                });
+            }
+            if let Err(error) = step {
                 fail(error);
             }
         }
     };
+    let caller = thread::current();
+    let helpers = AtomicUsize::new(0);
     thread::scope(|scope| {
-        let helpers = threads.min(MAX_THREADS).min(count).saturating_sub(1);
-        for _ in 0..helpers {
+        for _ in 1..threads.min(MAX_THREADS).min(count) {
+            let help = || {
+                drain(&mut |_| Ok(()));
+                helpers.fetch_sub(1, Ordering::Release);
+                caller.unpark();
+            };
             // Without another thread (a container's limit of processes) the caller does it all.
-            let spawned = thread::Builder::new().spawn_scoped(scope, || drain(&mut |_| Ok(())));
-            if spawned.is_err() {
+            helpers.fetch_add(1, Ordering::Relaxed);
+            if thread::Builder::new().spawn_scoped(scope, help).is_err() {
+                helpers.fetch_sub(1, Ordering::Relaxed);
                 break;
             }
         }
         drain(&mut watch);
+        while helpers.load(Ordering::Acquire) > 0 {
+            thread::park_timeout(WATCH_EVERY);
+            if !stop.load(Ordering::Relaxed)
+                && let Err(error) = watch(done.load(Ordering::Relaxed))
+            {
+                fail(error);
+            }
+        }
     });
     if let Some(error) = first_error.into_inner().expect("all threads have ended") {
         return Err(error);
@@ -84,7 +117,10 @@ mod tests {
                 100,
                 threads,
                 || (),
-                |(), index| Ok(seen[index].fetch_add(1, Ordering::Relaxed) + index as u64),
+                |(), index| {
+                    let before = seen[index].fetch_add(1, Ordering::Relaxed);
+                    Ok(Step::Done(before + index as u64))
+                },
                 |done| {
                     assert!(done >= last);
                     last = done;
@@ -105,7 +141,7 @@ mod tests {
             1000,
             1,
             || (),
-            |(), _| Ok(calls.fetch_add(1, Ordering::Relaxed) as u64),
+            |(), _| Ok(Step::Done(calls.fetch_add(1, Ordering::Relaxed) as u64)),
             |_| Err(error.clone()),
         );
         assert_eq!(outcome, Err(error));
@@ -113,7 +149,59 @@ mod tests {
     }
 
     #[test]
+    fn what_waits_is_tried_again_and_watched_meanwhile() {
+        let (mut tries, watched) = (0, AtomicUsize::new(0));
+        let work = |tries: &mut u64, _| {
+            *tries += 1;
+            Ok(if *tries < 3 { Step::Again } else { Step::Done(*tries) })
+        };
+        let watch = |_| {
+            watched.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        };
+        assert_eq!(run(1, 1, || 0, work, watch), Ok(3));
+        assert_eq!(watched.into_inner(), 4, "two tries, the end of the piece, the end of all");
+        let never = |tries: &mut u64, _| {
+            *tries += 1;
+            Ok(Step::Again)
+        };
+        let error = Error::new(Path::new("x"), Kind::Cancelled);
+        let outcome = run(
+            2,
+            2,
+            || 0,
+            never,
+            |_| {
+                tries += 1;
+                if tries < 9 { Ok(()) } else { Err(error.clone()) }
+            },
+        );
+        assert_eq!(outcome, Err(error), "who waits can be stopped");
+    }
+
+    #[test]
+    fn a_caller_without_pieces_watches_the_others() {
+        let stopped = AtomicBool::new(false);
+        let caller = thread::current().id();
+        // Ends only when the caller, who has nothing to do, has seen that the other one waits.
+        let work = |(): &mut (), index| {
+            let waits = index == 0 && !stopped.load(Ordering::Relaxed);
+            Ok(if waits { Step::Again } else { Step::Done(1) })
+        };
+        let mut calls = 0;
+        let watch = |_| {
+            assert_eq!(thread::current().id(), caller);
+            calls += 1;
+            // The caller may have taken the piece that waits: then this ends it too.
+            stopped.store(calls > 3, Ordering::Relaxed);
+            Ok(())
+        };
+        assert_eq!(run(2, 2, || (), work, watch), Ok(2));
+        assert!(calls > 3);
+    }
+
+    #[test]
     fn no_pieces_is_no_work() {
-        assert_eq!(run(0, 4, || (), |(), _| Ok(1), |_| Ok(())), Ok(0));
+        assert_eq!(run(0, 4, || (), |(), _| Ok(Step::Done(1)), |_| Ok(())), Ok(0));
     }
 }

@@ -3,12 +3,14 @@
 use std::ffi::c_int;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use pyo3::exceptions::PyIndexError;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
-use stoker_loader_core::checkpoint::Checkpoint;
+use stoker_loader_core::arrival::Arriving;
+use stoker_loader_core::checkpoint::{Checkpoint, Waiter};
 use stoker_loader_core::mapping::{self, Mapping};
 use stoker_loader_core::{Kind, Result, residency};
 
@@ -24,10 +26,16 @@ pub struct NativeCheckpoint {
 
 #[pymethods]
 impl NativeCheckpoint {
+    /// With `patience`, files may be on their way, and headers are waited for.
     #[new]
-    fn new(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
-        let checkpoint =
-            py.detach(|| Checkpoint::open(&path)).map_err(|error| to_python(&error))?;
+    fn new(py: Python<'_>, path: PathBuf, patience: Option<Duration>) -> PyResult<Self> {
+        let checkpoint = progress::run(py, &None, |watch| match patience {
+            None => Checkpoint::open(&path),
+            Some(patience) => {
+                let watch = &mut || watch(0, 0);
+                Checkpoint::open_arriving(&path, Waiter { patience, watch })
+            }
+        })?;
         Ok(Self { checkpoint, mappings: OnceLock::new() })
     }
 
@@ -70,6 +78,24 @@ impl NativeCheckpoint {
             Err(error) if error.kind == Kind::ResidencyHidden => Ok(None),
             Err(error) => Err(to_python(&error)),
         }
+    }
+
+    /// The bytes that have not arrived yet.
+    fn remote_bytes(&self) -> u64 {
+        let arriving = self.checkpoint.shards.iter().filter_map(|shard| shard.arriving.as_ref());
+        arriving.map(|arriving| arriving.arrival.missing_bytes()).sum()
+    }
+
+    /// Waits until a range of a shard has arrived.
+    fn wait(&self, py: Python<'_>, shard: usize, offset: u64, size_bytes: u64) -> PyResult<()> {
+        let shards = &self.checkpoint.shards;
+        let shard = shards.get(shard).ok_or_else(|| PyIndexError::new_err(shard))?;
+        let Some(Arriving { arrival, patience }) = &shard.arriving else { return Ok(()) };
+        let chunks = arrival.subject().chunks_of(offset, size_bytes);
+        if chunks.clone().all(|chunk| arrival.has(chunk)) {
+            return Ok(());
+        }
+        progress::run(py, &None, |watch| arrival.wait(chunks, *patience, &mut || watch(0, 0)))
     }
 
     /// Maps all files (once); no page is read.

@@ -16,7 +16,7 @@ use crate::errors::to_python;
 use crate::progress::{self, Callback};
 
 /// `(name, size_bytes, chunks)`, a chunk as 32 hexadecimal digits.
-type PyFile = (String, u64, Vec<String>);
+pub type PyFile = (String, u64, Vec<String>);
 /// `(root, files)`.
 type PyDigest = (String, Vec<PyFile>);
 /// `(digest, checkpoint_bytes, tensors, fused_groups, skipped)`.
@@ -121,23 +121,28 @@ fn total_bytes(path: &Path) -> Result<u64> {
 }
 
 fn export_digest(digest: Digest) -> PyDigest {
-    let export = |file: FileDigest| {
-        let chunks = file.chunks.iter().map(|chunk| format!("{chunk:032x}")).collect();
-        (file.name, file.size_bytes, chunks)
-    };
-    (digest.root, digest.files.into_iter().map(export).collect())
+    (digest.root, digest.files.into_iter().map(export_file).collect())
 }
 
 fn import_digest(path: &Path, (root, files): PyDigest) -> Result<Digest> {
-    let import = |(name, size_bytes, chunks): PyFile| {
-        let parse = |chunk: &String| u128::from_str_radix(chunk, 16);
-        match chunks.iter().map(parse).collect() {
-            Ok(chunks) => Ok(FileDigest { name, size_bytes, chunks }),
-            Err(error) => {
-                let reason = format!("a chunk of {name:?}: {error}");
-                Err(Error::new(path, Kind::DigestInvalid { reason }))
-            }
-        }
-    };
+    let import = |file| import_file(path, file);
     Ok(Digest { root, files: files.into_iter().map(import).collect::<Result<_>>()? })
+}
+
+/// A file's digest with its chunks in hexadecimal.
+pub fn export_file(file: FileDigest) -> PyFile {
+    let chunks = file.chunks.iter().map(|chunk| format!("{chunk:032x}")).collect();
+    (file.name, file.size_bytes, chunks)
+}
+
+/// The way back. Errors: `DigestInvalid`.
+pub fn import_file(path: &Path, (name, size_bytes, chunks): PyFile) -> Result<FileDigest> {
+    let parse = |chunk: &String| u128::from_str_radix(chunk, 16);
+    match chunks.iter().map(parse).collect() {
+        Ok(chunks) => Ok(FileDigest { name, size_bytes, chunks }),
+        Err(error) => {
+            let reason = format!("a chunk of {name:?}: {error}");
+            Err(Error::new(path, Kind::DigestInvalid { reason }))
+        }
+    }
 }

@@ -3,6 +3,7 @@
 
 mod checkpoint;
 mod errors;
+mod fetching;
 mod files;
 mod kernels;
 mod progress;
@@ -23,5 +24,6 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(files::verify, module)?)?;
     module.add_function(wrap_pyfunction!(files::verify_root, module)?)?;
     module.add_function(wrap_pyfunction!(files::layout, module)?)?;
+    module.add_function(wrap_pyfunction!(fetching::fetch, module)?)?;
     Ok(())
 }

@@ -1,9 +1,10 @@
 """Maps safetensors checkpoints through the page cache and hands out tensors without a copy."""
 
 from stoker_loader.alignment import LayoutReport, layout
-from stoker_loader.checkpoint import Checkpoint, load_file
+from stoker_loader.checkpoint import Checkpoint, load_file, open_arriving
 from stoker_loader.checkpoint import open_checkpoint as open  # noqa: A004 - what users type
 from stoker_loader.errors import LoaderError
+from stoker_loader.fetching import Fetched, FetchLimits, FetchStats, Source, fetch
 from stoker_loader.identity import Digest, FileDigest, digest, verify
 from stoker_loader.modules import Assigned
 from stoker_loader.page_cache import Residency, evict, prefetch, residency
@@ -13,17 +14,23 @@ __all__ = [
     "Assigned",
     "Checkpoint",
     "Digest",
+    "FetchLimits",
+    "FetchStats",
+    "Fetched",
     "FileDigest",
     "LayoutReport",
     "LoadStats",
     "LoaderError",
     "Residency",
+    "Source",
     "TensorInfo",
     "digest",
     "evict",
+    "fetch",
     "layout",
     "load_file",
     "open",
+    "open_arriving",
     "prefetch",
     "residency",
     "verify",

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from itertools import pairwise
 from time import perf_counter
 from types import TracebackType
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+PATIENCE_S = 60.0  # above the longest silence that a fetch itself bears with
+
 
 class Checkpoint:
     """The tensors of a safetensors file or directory. Opening reads headers only.
@@ -32,11 +35,16 @@ class Checkpoint:
     thread.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Open and check all headers; raises the errors of every rule that a file breaks."""
+    def __init__(self, path: str | os.PathLike[str], patience_s: float | None = None) -> None:
+        """Open and check all headers; raises the errors of every rule that a file breaks.
+
+        With `patience_s` files may be on their way (see `open_arriving`).
+        """
         started = perf_counter()
         self.path = os.fspath(path)
-        self._native: _native.Checkpoint | None = _native.Checkpoint(path)
+        patience = None if patience_s is None else timedelta(seconds=patience_s)
+        self._native: _native.Checkpoint | None = _native.Checkpoint(path, patience)
+        self._arriving = patience is not None
         self._files = self._native.shards()
         self._records = [Record(*record) for record in self._native.tensors()]
         self._by_name = {record.name: record for record in self._records}
@@ -44,6 +52,7 @@ class Checkpoint:
         self._views: TorchViews | None = None
         self._populated = False
         self._resident_bytes: int | None = None
+        self._remote_bytes = 0
         self._residency_known = False
         self._copied_bytes = 0
         self._ms = dict.fromkeys(("open", "residency", "map", "populate", "attach"), 0.0)
@@ -121,7 +130,9 @@ class Checkpoint:
 
         Raises UnknownTensorError, UnsupportedDtypeError.
         """
-        return self._attach(self._torch_views(), self._record(name))
+        record = self._record(name)
+        self._wait(record)
+        return self._attach(self._torch_views(), record)
 
     def fused(self, names: Sequence[str]) -> torch.Tensor | None:
         """The tensors as one view along dimension 0, or None if they do not lie so.
@@ -132,6 +143,8 @@ class Checkpoint:
         records = [self._record(name) for name in names]
         if not records or not _adjacent(records):
             return None
+        for record in records:
+            self._wait(record)
         first = records[0]
         rows = sum(record.shape[0] for record in records)
         return self._torch_views().view(first, (rows, *first.shape[1:]))
@@ -143,6 +156,7 @@ class Checkpoint:
         UnknownTensorError, UnsupportedDtypeError (packed 4- and 6-bit types).
         """
         record = self._record(name)
+        self._wait(record)
         return numpy_view(record, self._map().buffer(record.shard))
 
     def load_into(
@@ -165,7 +179,7 @@ class Checkpoint:
         """What the load has cost so far."""
         checkpoint_bytes = sum(size_bytes for _, size_bytes in self._files)
         resident_bytes = self._resident_bytes or 0
-        bytes_by_tier = split_by_tier(checkpoint_bytes, resident_bytes)
+        bytes_by_tier = split_by_tier(checkpoint_bytes, resident_bytes, self._remote_bytes)
         return LoadStats(
             checkpoint_bytes=checkpoint_bytes,
             resident_bytes_before=resident_bytes,
@@ -195,6 +209,11 @@ class Checkpoint:
             raise UnknownTensorError(message, file=self.path, tensor=name)
         return record
 
+    def _wait(self, record: Record) -> None:
+        """Wait for a tensor's bytes, and no others."""
+        if self._arriving:
+            self._open().wait(record.shard, record.offset_bytes, record.size_bytes)
+
     def _map(self) -> _native.Checkpoint:
         """Map the files, having looked once at what was resident before anything was touched."""
         native = self._open()
@@ -204,6 +223,7 @@ class Checkpoint:
                     resident_bytes = native.resident_bytes()
                 self._residency_known = resident_bytes is not None
                 self._resident_bytes = resident_bytes or 0
+                self._remote_bytes = native.remote_bytes()
                 with self._timed("map"):
                     native.map()
         return native
@@ -262,6 +282,18 @@ def _adjacent(records: Sequence[Record]) -> bool:
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Open a safetensors file, or a directory with one or with shards; reads headers only."""
     return Checkpoint(path)
+
+
+def open_arriving(path: str | os.PathLike[str], *, patience_s: float = PATIENCE_S) -> Checkpoint:
+    """Open a checkpoint whose files may still be on their way by `fetch`, here or elsewhere.
+
+    Waits for headers and index, and later with each tensor for its bytes alone; `load` and
+    `populate` bring in what has arrived while the rest is coming. Nothing is ever seen that was
+    not verified. Raises what `open` raises, and here or later FetchAbandonedError when the fetch
+    ended before the file was complete, WaitTimeoutError when nothing at all arrived for
+    `patience_s`.
+    """
+    return Checkpoint(path, patience_s)
 
 
 def load_file(

@@ -20,6 +20,10 @@
     │   ├── ResidencyHiddenError  DigestInvalidError  DestinationExistsError
     │   ├── CheckpointClosedError  UnknownTensorError  UnsupportedDtypeError
     │   └── ModuleMismatchError
+    ├── FetchError                      bytes from elsewhere did not arrive
+    │   ├── NoSourceError  SourceMissingError  SourceRefusedError  SourceChangedError
+    │   ├── SourceFailedError  RangeRefusedError  RangeIgnoredError
+    │   └── FetchBusyError  FetchAbandonedError  WaitTimeoutError  ArrivalInvalidError
     └── LoadCancelledError              the progress callback raised, or a signal arrived
 
 Every leaf has a stable `code`, and each error of the native core is exactly one leaf.
@@ -340,6 +344,76 @@ class ModuleMismatchError(RequestError):
         self.missing = missing
         self.unexpected = unexpected
         self.mismatched = mismatched
+
+
+class FetchError(LoaderError):
+    """Bytes from elsewhere did not arrive."""
+
+
+class FetchBusyError(FetchError):
+    """Another process fetches the same file."""
+
+    code = "fetch_busy"
+
+
+class ArrivalInvalidError(FetchError):
+    """What should be an arrival map is none."""
+
+    code = "arrival_invalid"
+
+
+class FetchAbandonedError(FetchError):
+    """Who fetched the file is gone, and it is not complete."""
+
+    code = "fetch_abandoned"
+
+
+class WaitTimeoutError(FetchError):
+    """What was waited for did not arrive in time."""
+
+    code = "wait_timeout"
+
+
+class NoSourceError(FetchError):
+    """There is no source to fetch from."""
+
+    code = "no_source"
+
+
+class SourceMissingError(FetchError):
+    """The source has no such object."""
+
+    code = "source_missing"
+
+
+class SourceRefusedError(FetchError):
+    """The source refuses to give the object."""
+
+    code = "source_refused"
+
+
+class SourceChangedError(FetchError):
+    """The object changed at its source while it was fetched."""
+
+    code = "source_changed"
+
+
+class RangeRefusedError(FetchError):
+    """The source refuses a range that lies within the object."""
+
+    code = "range_refused"
+
+
+class RangeIgnoredError(FetchError):
+    """The source does not answer with the range that was asked for."""
+
+    code = "range_ignored"
+
+
+class SourceFailedError(FetchError):
+    """The source failed, also when it was asked again."""
+
+    code = "source_failed"
 
 
 class LoadCancelledError(LoaderError):

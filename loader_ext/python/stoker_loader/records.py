@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Tier = Literal["ssd", "dram"]
+Tier = Literal["remote", "ssd", "dram"]
+SLOWEST_FIRST: tuple[Tier, ...] = ("remote", "ssd", "dram")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +32,10 @@ class LoadStats:
 
     `resident_bytes_before` is what the kernel counted in the page cache before anything was
     populated; it is 0 with `residency_known` false where the kernel does not tell this user
-    (neither owner nor writer of the files). Those bytes came from tier `dram`, the rest from
-    `ssd`; `tier` is the one that more bytes came from. `residency_ms` is the time that asking
-    took. `copied_bytes` are those of tensors that could not be views: misaligned, or moved to
-    another device.
+    (neither owner nor writer of the files). Those bytes came from tier `dram`, what had not arrived
+    yet from `remote`, the rest from `ssd`; `tier` is the one that most bytes came from.
+    `residency_ms` is the time that asking took. `copied_bytes` are those of tensors that could
+    not be views: misaligned, or moved to another device.
     """
 
     checkpoint_bytes: int
@@ -50,11 +51,14 @@ class LoadStats:
     copied_bytes: int
 
 
-def split_by_tier(checkpoint_bytes: int, resident_bytes: int) -> dict[Tier, int]:
-    """How many bytes come from the page cache and how many from below it."""
-    return {"dram": resident_bytes, "ssd": checkpoint_bytes - resident_bytes}
+def split_by_tier(checkpoint_bytes: int, resident_bytes: int, remote_bytes: int) -> dict[Tier, int]:
+    """How many bytes come from the page cache, how many from elsewhere, and the rest."""
+    here_bytes = checkpoint_bytes - remote_bytes
+    # A chunk that is arriving has pages before it counts as here.
+    dram_bytes = min(resident_bytes, here_bytes)
+    return {"remote": remote_bytes, "ssd": here_bytes - dram_bytes, "dram": dram_bytes}
 
 
 def dominating_tier(bytes_by_tier: Mapping[Tier, int]) -> Tier:
-    """The tier that more bytes come from; the slower one at a tie."""
-    return "dram" if bytes_by_tier["dram"] > bytes_by_tier["ssd"] else "ssd"
+    """The tier that most bytes come from; the slower one at a tie."""
+    return max(SLOWEST_FIRST, key=lambda tier: bytes_by_tier[tier])

@@ -1,0 +1,370 @@
+//! The arrival map: which chunks of a file that is being fetched are there, and verified.
+//!
+//! [`head`] has its bytes, to the bit, and [`kernel`] the locks and the sleep that it needs of the
+//! kernel. A bit is set after its chunk was written, verified and its digest was stored. The writer
+//! has the map locked for as long as it lives, so a waiter can tell a slow fetch from one whose
+//! process died. A map and its part are never used for another subject: both are replaced, so that
+//! nobody who has them open ever sees other bytes than those he was promised.
+
+pub mod head;
+mod kernel;
+
+use std::fs::{self, File, OpenOptions};
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use self::head::{
+    BEAT_AT, CHUNK_BYTES_AT, COMPLETE, FILE_BYTES_AT, HEAD_BYTES, Head, IDENTITY_AT, INODE_AT,
+    MAGIC, STATE_AT, Subject, bit, parse,
+};
+use self::kernel::{futex_wait, futex_wake, is_locked, lock, unlock};
+use crate::digest::CHUNK_BYTES;
+use crate::error::{Error, Kind, Result};
+
+/// How often a waiter makes sure that the writer lives and that it is still to wait.
+const WAIT_SLICE: Duration = Duration::from_millis(100);
+/// Tries to open a map that others replace meanwhile.
+const MAX_OPENINGS: usize = 8;
+/// Where the bytes of a file grow until it is complete.
+pub fn part_path(destination: &Path) -> PathBuf {
+    beside(destination, ".part")
+}
+
+/// Where the map of a file on its way is.
+pub fn map_path(destination: &Path) -> PathBuf {
+    beside(destination, MAP_SUFFIX)
+}
+
+/// The end of every map's name.
+pub const MAP_SUFFIX: &str = ".part.map";
+
+fn beside(destination: &Path, suffix: &str) -> PathBuf {
+    let mut name = destination.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// A mapped arrival map, of its writer or of one who waits.
+#[derive(Debug)]
+pub struct Arrival {
+    file: File,
+    path: PathBuf,
+    base: NonNull<u8>,
+    head: Head,
+    writes: bool,
+}
+
+// SAFETY: the mapping lives as long as the value, and everything that changes in it while it is
+// shared is read and written through atomics.
+unsafe impl Send for Arrival {}
+// SAFETY: as above.
+unsafe impl Sync for Arrival {}
+
+impl Arrival {
+    /// Opens map and part of `destination` for writing: those that an earlier fetch of the same
+    /// subject left, else new ones.
+    ///
+    /// Errors: `FetchBusy` if another process is fetching, `Io`.
+    pub fn write(destination: &Path, subject: Subject) -> Result<(Self, File)> {
+        let (path, part_path) = (map_path(destination), part_path(destination));
+        for _ in 0..MAX_OPENINGS {
+            let file = open_or_make(&path)?;
+            if !lock(&file) {
+                break;
+            }
+            if !is_at(&file, &path)? {
+                continue;
+            }
+            if let Some(head) = read_head(&file, &path)?
+                && head.subject == subject
+                && let Some(part) = open_inode(&part_path, head.inode, true)?
+            {
+                return Ok((Self::map(file, &path, head, true)?, part));
+            }
+            // Never reused in place, see above; and a map that is cut short would kill by SIGBUS
+            // who has it mapped.
+            remove_if_there(&part_path)?;
+            if file.metadata().map_err(|error| Error::io(&path, "stat", &error))?.len() == 0 {
+                return Self::begin(file, &path, subject, &part_path);
+            }
+            remove_if_there(&path)?;
+        }
+        Err(Error::new(&path, Kind::FetchBusy))
+    }
+
+    fn begin(file: File, path: &Path, subject: Subject, part_path: &Path) -> Result<(Self, File)> {
+        let mut options = OpenOptions::new();
+        let options = options.read(true).write(true).create_new(true).mode(0o600);
+        let part = options.open(part_path).map_err(|error| Error::io(part_path, "open", &error))?;
+        let found = part.metadata().map_err(|error| Error::io(part_path, "stat", &error))?;
+        file.set_len(subject.map_bytes() as u64)
+            .map_err(|error| Error::io(path, "truncate", &error))?;
+        let head = Head { subject, inode: found.ino() };
+        let arrival = Self::map(file, path, head, true)?;
+        arrival.store(FILE_BYTES_AT, &subject.file_bytes.to_le_bytes());
+        arrival.store(CHUNK_BYTES_AT, &CHUNK_BYTES.to_le_bytes());
+        arrival.store(IDENTITY_AT, &subject.identity);
+        arrival.store(INODE_AT, &head.inode.to_le_bytes());
+        // Last, so that a map whose writer died here is none.
+        arrival.store(0, &MAGIC);
+        Ok((arrival, part))
+    }
+
+    /// Opens the map of `destination` to wait on. Errors: `ArrivalInvalid`, `NotFound`, `Io`.
+    pub fn watch(destination: &Path) -> Result<Self> {
+        let path = map_path(destination);
+        let file = File::open(&path).map_err(|error| Error::io(&path, "open", &error))?;
+        match read_head(&file, &path)? {
+            Some(head) => Self::map(file, &path, head, false),
+            None => Err(Error::new(&path, Kind::ArrivalInvalid)),
+        }
+    }
+
+    /// Opens the file that this map speaks of, whether it still grows or has its name by now;
+    /// `None` if it is gone. The first chunk must have arrived: then it has its full length.
+    pub fn open(&self, destination: &Path) -> Result<Option<File>> {
+        for path in [&part_path(destination), destination] {
+            let Some(file) = open_inode(path, self.head.inode, false)? else { continue };
+            let found = file.metadata().map_err(|error| Error::io(path, "stat", &error))?;
+            if found.len() != self.head.subject.file_bytes {
+                return Err(Error::new(&self.path, Kind::ArrivalInvalid));
+            }
+            return Ok(Some(file));
+        }
+        Ok(None)
+    }
+
+    /// What is being fetched.
+    pub fn subject(&self) -> Subject {
+        self.head.subject
+    }
+
+    /// Whether a chunk is there and verified.
+    pub fn has(&self, chunk: usize) -> bool {
+        self.word(chunk).load(Ordering::Acquire) & bit(chunk) != 0
+    }
+
+    /// Whether the file is complete and stands at its final name.
+    pub fn is_complete(&self) -> bool {
+        self.number(STATE_AT).load(Ordering::Acquire) == COMPLETE
+    }
+
+    /// Bytes of the chunks that are not there.
+    pub fn missing_bytes(&self) -> u64 {
+        let missing = (0..self.head.subject.chunks()).filter(|chunk| !self.has(*chunk));
+        missing.map(|chunk| self.head.subject.chunk(chunk).1).sum()
+    }
+
+    /// The digest of a chunk that has arrived.
+    pub fn digest(&self, chunk: usize) -> u128 {
+        debug_assert!(self.has(chunk));
+        u128::from_le_bytes(std::array::from_fn(|byte| {
+            self.byte(self.head.subject.digest_at(chunk) + byte).load(Ordering::Relaxed)
+        }))
+    }
+
+    /// Says that a chunk is written and verified, and wakes who waits for it.
+    pub fn arrived(&self, chunk: usize, digest: u128) {
+        self.store(self.head.subject.digest_at(chunk), &digest.to_le_bytes());
+        self.word(chunk).fetch_or(bit(chunk), Ordering::Release);
+        self.beat();
+    }
+
+    /// Takes back a chunk that turned out not to be there.
+    pub fn lost(&self, chunk: usize) {
+        self.word(chunk).fetch_and(!bit(chunk), Ordering::AcqRel);
+    }
+
+    /// Says that the file stands at its final name.
+    pub fn complete(&self) {
+        self.number(STATE_AT).store(COMPLETE, Ordering::Release);
+        self.beat();
+    }
+
+    /// Waits until all of `chunks` are there, and calls `watch` now and then, which may stop it.
+    ///
+    /// Errors: `FetchAbandoned` if the writer is gone before, `WaitTimeout` if nothing at all
+    /// arrives for as long as `patience`.
+    pub fn wait(
+        &self,
+        chunks: Range<usize>,
+        patience: Duration,
+        watch: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
+        let mut silence = Silence::default();
+        while !self.wait_briefly(chunks.clone(), patience, &mut silence)? {
+            watch()?;
+        }
+        Ok(())
+    }
+
+    /// Waits a little, no longer than until something arrives; true if all of `chunks` are there.
+    /// Errors: as `wait`, with `silence` kept by the caller between its calls.
+    pub fn wait_briefly(
+        &self,
+        chunks: Range<usize>,
+        patience: Duration,
+        silence: &mut Silence,
+    ) -> Result<bool> {
+        let all = || chunks.clone().all(|chunk| self.has(chunk));
+        let beat = self.number(BEAT_AT).load(Ordering::Acquire);
+        if all() {
+            return Ok(true);
+        }
+        if silence.lasts(beat) >= patience {
+            return Err(Error::new(&self.path, Kind::WaitTimeout));
+        }
+        futex_wait(self.number(BEAT_AT), beat, WAIT_SLICE);
+        let written = is_locked(&self.file);
+        // Looked at after the lock: what came before the writer left counts all the same.
+        match all() {
+            true => Ok(true),
+            false if written => Ok(false),
+            false => Err(Error::new(&self.path, Kind::FetchAbandoned)),
+        }
+    }
+
+    fn beat(&self) {
+        self.number(BEAT_AT).fetch_add(1, Ordering::AcqRel);
+        futex_wake(self.number(BEAT_AT));
+    }
+
+    fn map(file: File, path: &Path, head: Head, writes: bool) -> Result<Self> {
+        let protection = if writes { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
+        // SAFETY: a new shared mapping of an open file, at an address of the kernel's choice.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                head.subject.map_bytes(),
+                protection,
+                libc::MAP_SHARED,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(Error::last_os(path, "mmap"));
+        }
+        let base = NonNull::new(base.cast::<u8>()).expect("a mapping is never at 0");
+        Ok(Self { file, path: path.to_path_buf(), base, head, writes })
+    }
+
+    fn store(&self, at: usize, bytes: &[u8]) {
+        for (index, byte) in bytes.iter().enumerate() {
+            self.byte(at + index).store(*byte, Ordering::Relaxed);
+        }
+    }
+
+    fn byte(&self, at: usize) -> &AtomicU8 {
+        assert!(at < self.head.subject.map_bytes());
+        // SAFETY: within the mapping, which lives as long as `self`; a byte needs no alignment.
+        unsafe { AtomicU8::from_ptr(self.base.as_ptr().add(at)) }
+    }
+
+    fn number(&self, at: usize) -> &AtomicU32 {
+        assert!(at == STATE_AT || at == BEAT_AT);
+        // SAFETY: within the first page of the mapping, at a multiple of 4 from its start, which is
+        // a page's; lives as long as `self`.
+        unsafe { AtomicU32::from_ptr(self.base.as_ptr().add(at).cast()) }
+    }
+
+    fn word(&self, chunk: usize) -> &AtomicU64 {
+        let at = self.head.subject.word_at(chunk);
+        // SAFETY: a word of an existing chunk lies within the mapping, at a multiple of 8 from its
+        // start, which is a page's; lives as long as `self`.
+        unsafe { AtomicU64::from_ptr(self.base.as_ptr().add(at).cast()) }
+    }
+}
+
+impl Drop for Arrival {
+    fn drop(&mut self) {
+        if self.writes {
+            // Who waits finds out now that nobody writes any more.
+            unlock(&self.file);
+            self.beat();
+        }
+        // SAFETY: the mapping that `map` made, with its length; no reference outlives `self`.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.head.subject.map_bytes()) };
+    }
+}
+
+fn open_or_make(path: &Path) -> Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    options.open(path).map_err(|error| Error::io(path, "open", &error))
+}
+
+/// Whether the open file is the one that the path names now.
+fn is_at(file: &File, path: &Path) -> Result<bool> {
+    let opened = file.metadata().map_err(|error| Error::io(path, "stat", &error))?;
+    match fs::metadata(path) {
+        Ok(named) => Ok((opened.dev(), opened.ino()) == (named.dev(), named.ino())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Error::io(path, "stat", &error)),
+    }
+}
+
+fn read_head(file: &File, path: &Path) -> Result<Option<Head>> {
+    let io = |error: &std::io::Error| Error::io(path, "read", error);
+    let map_bytes = file.metadata().map_err(|error| io(&error))?.len();
+    let mut head = [0; HEAD_BYTES];
+    match file.read_exact_at(&mut head, 0) {
+        Ok(()) => Ok(parse(&head, map_bytes)),
+        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(error) => Err(io(&error)),
+    }
+}
+
+/// Opens the file at `path` if it is the one with this inode.
+fn open_inode(path: &Path, inode: u64, writes: bool) -> Result<Option<File>> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(writes).custom_flags(libc::O_NOFOLLOW);
+    match options.open(path) {
+        Ok(file) => {
+            let found = file.metadata().map_err(|error| Error::io(path, "stat", &error))?;
+            Ok(Some(file).filter(|_| found.ino() == inode))
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io(path, "open", &error)),
+    }
+}
+
+fn remove_if_there(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::io(path, "unlink", &error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Since when one who waits has seen nothing arrive.
+#[derive(Debug, Default)]
+pub struct Silence(Option<(u32, Instant)>);
+
+impl Silence {
+    fn lasts(&mut self, beat: u32) -> Duration {
+        let (_, since) =
+            *self.0.take_if(|(heard, _)| *heard == beat).get_or_insert((beat, Instant::now()));
+        self.0 = Some((beat, since));
+        since.elapsed()
+    }
+}
+
+/// A file on its way, and for how long nothing of it may arrive.
+#[derive(Debug, Clone)]
+pub struct Arriving {
+    /// Its map.
+    pub arrival: Arc<Arrival>,
+    /// The longest silence.
+    pub patience: Duration,
+}
+
+#[cfg(test)]
+mod tests;

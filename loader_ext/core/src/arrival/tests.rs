@@ -1,0 +1,189 @@
+use std::thread;
+
+use proptest::prelude::*;
+
+use super::head::MAX_FILE_BYTES;
+use super::*;
+
+const FOREVER: Duration = Duration::from_secs(60);
+
+fn subject(chunks: u64) -> Subject {
+    Subject { file_bytes: chunks * CHUNK_BYTES - 5, identity: [7; 32] }
+}
+
+fn folder() -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("weights");
+    (folder, path)
+}
+
+fn write(path: &Path, subject: Subject) -> Arrival {
+    Arrival::write(path, subject).unwrap().0
+}
+
+fn wait(arrival: &Arrival, chunks: Range<usize>, patience: Duration) -> Result<()> {
+    arrival.wait(chunks, patience, &mut || Ok(()))
+}
+
+#[test]
+fn what_arrived_is_seen_by_others_and_kept() {
+    let (_folder, path) = folder();
+    let writer = write(&path, subject(130));
+    let watcher = Arrival::watch(&path).unwrap();
+    assert_eq!(watcher.subject(), subject(130));
+    for chunk in [0, 63, 64, 129] {
+        assert!(!watcher.has(chunk));
+        writer.arrived(chunk, chunk as u128 + (1 << 100));
+        assert!(watcher.has(chunk));
+        assert_eq!(watcher.digest(chunk), chunk as u128 + (1 << 100));
+    }
+    drop(writer);
+    let again = write(&path, subject(130));
+    assert_eq!((0..130).filter(|chunk| again.has(*chunk)).collect::<Vec<_>>(), [0, 63, 64, 129]);
+    again.lost(63);
+    assert!(!watcher.has(63));
+    assert!(!watcher.is_complete());
+    again.complete();
+    assert!(watcher.is_complete());
+}
+
+#[test]
+fn another_subject_begins_anew_and_leaves_waiters_alone() {
+    let (_folder, path) = folder();
+    write(&path, subject(3)).arrived(1, 9);
+    let watcher = Arrival::watch(&path).unwrap();
+    let mut seen = File::open(part_path(&path)).unwrap();
+    let other = Subject { identity: [8; 32], ..subject(3) };
+    let (writer, part) = Arrival::write(&path, other).unwrap();
+    assert!(!writer.has(1));
+    assert!(watcher.has(1), "the old map is still mapped, whole");
+    part.write_all_at(b"others", 0).unwrap();
+    let mut bytes = Vec::new();
+    std::io::Read::read_to_end(&mut seen, &mut bytes).unwrap();
+    assert_eq!(bytes, b"", "and its part is not written by another fetch");
+    assert!(watcher.open(&path).unwrap().is_none(), "nor found under the name any more");
+}
+
+#[test]
+fn a_part_that_was_removed_takes_its_map_along() {
+    let (_folder, path) = folder();
+    write(&path, subject(3)).arrived(1, 9);
+    let watcher = Arrival::watch(&path).unwrap();
+    fs::remove_file(part_path(&path)).unwrap();
+    let writer = write(&path, subject(3));
+    assert!(!writer.has(1));
+    writer.arrived(0, 1);
+    assert!(!watcher.has(0), "who has the old part open must not believe the new map");
+}
+
+#[test]
+fn a_part_is_found_under_both_names() {
+    let (_folder, path) = folder();
+    let (_writer, part) = Arrival::write(&path, subject(1)).unwrap();
+    let watcher = Arrival::watch(&path).unwrap();
+    assert_eq!(watcher.open(&path).unwrap_err().kind, Kind::ArrivalInvalid, "too short");
+    part.set_len(subject(1).file_bytes).unwrap();
+    assert!(watcher.open(&path).unwrap().is_some());
+    fs::rename(part_path(&path), &path).unwrap();
+    assert!(watcher.open(&path).unwrap().is_some());
+    fs::write(part_path(&path), "another").unwrap();
+    assert!(watcher.open(&path).unwrap().is_some());
+    fs::remove_file(&path).unwrap();
+    assert!(watcher.open(&path).unwrap().is_none());
+}
+
+#[test]
+fn there_is_one_writer() {
+    let (_folder, path) = folder();
+    let writer = write(&path, subject(1));
+    let refused = Arrival::write(&path, subject(1)).unwrap_err();
+    assert_eq!(refused.kind, Kind::FetchBusy);
+    drop(writer);
+    write(&path, subject(1));
+}
+
+#[test]
+fn a_waiter_wakes_when_its_chunks_are_there() {
+    let (_folder, path) = folder();
+    let writer = write(&path, subject(4));
+    let watcher = Arrival::watch(&path).unwrap();
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| wait(&watcher, 1..3, FOREVER));
+        writer.arrived(2, 1);
+        writer.arrived(3, 1);
+        assert!(!waiting.is_finished());
+        writer.arrived(1, 1);
+        assert_eq!(waiting.join().unwrap(), Ok(()));
+    });
+    assert_eq!(wait(&watcher, 0..1, Duration::ZERO).unwrap_err().kind, Kind::WaitTimeout);
+}
+
+#[test]
+fn who_waits_can_stop_and_is_patient_while_anything_arrives() {
+    let (_folder, path) = folder();
+    let writer = write(&path, subject(4));
+    let watcher = Arrival::watch(&path).unwrap();
+    let stop = Error::new(&path, Kind::Cancelled);
+    let stopped = watcher.wait(0..1, FOREVER, &mut || Err(stop.clone()));
+    assert_eq!(stopped, Err(stop));
+    // Each look at the watch is an arrival: however short, patience does not end before chunk 0.
+    let mut coming = vec![0, 3, 2, 1];
+    let outcome = watcher.wait(0..1, WAIT_SLICE * 2, &mut || {
+        writer.arrived(coming.pop().unwrap(), 1);
+        Ok(())
+    });
+    assert_eq!(outcome, Ok(()));
+    assert!(coming.is_empty());
+}
+
+#[test]
+fn a_waiter_is_told_when_the_writer_is_gone() {
+    let (_folder, path) = folder();
+    let writer = write(&path, subject(2));
+    writer.arrived(0, 1);
+    let watcher = Arrival::watch(&path).unwrap();
+    drop(writer);
+    assert_eq!(wait(&watcher, 0..1, FOREVER), Ok(()));
+    assert_eq!(wait(&watcher, 0..2, FOREVER).unwrap_err().kind, Kind::FetchAbandoned);
+}
+
+#[test]
+fn what_is_no_map_is_refused() {
+    let (_folder, path) = folder();
+    drop(write(&path, subject(2)));
+    let map = map_path(&path);
+    let sound = fs::read(&map).unwrap();
+    for at in [0, 19, 24] {
+        let mut bytes = sound.clone();
+        bytes[at] ^= 0x40;
+        fs::write(&map, bytes).unwrap();
+        assert_eq!(Arrival::watch(&path).unwrap_err().kind, Kind::ArrivalInvalid, "byte {at}");
+    }
+    for length in [0, 10, sound.len() - 1] {
+        fs::write(&map, &sound[..length]).unwrap();
+        assert_eq!(Arrival::watch(&path).unwrap_err().kind, Kind::ArrivalInvalid, "{length}");
+    }
+    // For a writer, it is one to be made anew.
+    let writer = write(&path, subject(2));
+    assert!(!writer.has(0));
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_make_the_parser_panic(head in proptest::collection::vec(any::<u8>(), 0..140), length: u64) {
+        if let Some(found) = parse(&head, length) {
+            prop_assert_eq!(found.subject.map_bytes() as u64, length);
+        }
+    }
+
+    #[test]
+    fn a_head_with_the_magic_never_overflows(file_bytes: u64, length: u64) {
+        let mut head = MAGIC.to_vec();
+        head.extend([0; 8]);
+        head.extend(file_bytes.to_le_bytes());
+        head.extend(CHUNK_BYTES.to_le_bytes());
+        head.extend([0; 96]);
+        let found = parse(&head, length);
+        prop_assert!(found.is_none() || file_bytes <= MAX_FILE_BYTES);
+    }
+}

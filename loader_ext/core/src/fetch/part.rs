@@ -1,0 +1,261 @@
+//! The part file and its arrival map: what is written, verified, resumed and finally renamed.
+
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard};
+use std::time::Instant;
+
+use xxhash_rust::xxh3::{Xxh3, xxh3_128};
+
+use super::origin::Description;
+use crate::arrival::head::Subject;
+use crate::arrival::{Arrival, map_path, part_path};
+use crate::digest::{CHUNK_BYTES, FileDigest};
+use crate::error::{Error, Kind, Result};
+use crate::pieces::{self, Step};
+
+/// A file that grows chunk by chunk.
+#[derive(Debug)]
+pub struct Part {
+    file: File,
+    path: PathBuf,
+    arrival: Arrival,
+    expected: Option<Vec<u128>>,
+    /// Held while a chunk is written; true once it is there, and then nobody writes it again.
+    sealed: Vec<Mutex<bool>>,
+}
+
+/// Whether bytes that were brought made it into the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Written, verified, and told to who waits.
+    Sealed,
+    /// Another stream had been faster.
+    Late,
+}
+
+impl Part {
+    /// Opens or makes the part of `destination`, at its full length.
+    pub fn open(
+        destination: &Path,
+        described: &Description,
+        expected: Option<&FileDigest>,
+    ) -> Result<Self> {
+        let subject =
+            Subject { file_bytes: described.file_bytes, identity: identity(described, expected) };
+        if let Some(expected) = expected
+            && expected.chunks.len() != subject.chunks()
+        {
+            let reason = "its chunks do not cover its length".to_owned();
+            return Err(Error::new(destination, Kind::DigestInvalid { reason }));
+        }
+        let path = part_path(destination);
+        let (arrival, file) = Arrival::write(destination, subject)?;
+        reserve(&file, &path, subject.file_bytes)?;
+        let sealed = (0..subject.chunks()).map(|chunk| Mutex::new(arrival.has(chunk))).collect();
+        let expected = expected.map(|digest| digest.chunks.clone());
+        Ok(Self { file, path, arrival, expected, sealed })
+    }
+
+    /// Where it grows.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What it will be.
+    pub fn subject(&self) -> Subject {
+        self.arrival.subject()
+    }
+
+    /// Whether a chunk is there.
+    pub fn has(&self, chunk: usize) -> bool {
+        self.arrival.has(chunk)
+    }
+
+    /// Reads again what an earlier fetch had left and forgets what is not what it was; returns
+    /// the bytes that stay and the seconds it took.
+    pub fn verify_resumed(
+        &mut self,
+        watch: &mut dyn FnMut(u64, u64) -> Result<()>,
+    ) -> Result<(u64, f64)> {
+        let began = Instant::now();
+        let total = self.subject().file_bytes;
+        let there: Vec<usize> = (0..self.sealed.len()).filter(|chunk| self.has(*chunk)).collect();
+        let kept_bytes = pieces::run(
+            there.len(),
+            pieces::processor_threads(),
+            || vec![0; CHUNK_BYTES as usize],
+            |buffer, index| self.verify_chunk(there[index], buffer),
+            |done| watch(done, total),
+        )?;
+        for (chunk, sealed) in self.sealed.iter_mut().enumerate() {
+            *sealed = Mutex::new(self.arrival.has(chunk));
+        }
+        Ok((kept_bytes, began.elapsed().as_secs_f64()))
+    }
+
+    fn verify_chunk(&self, chunk: usize, buffer: &mut [u8]) -> Result<Step> {
+        let (begin, length) = self.subject().chunk(chunk);
+        let bytes = &mut buffer[..length as usize];
+        self.file
+            .read_exact_at(bytes, begin)
+            .map_err(|error| Error::io(&self.path, "read", &error).at(begin))?;
+        let digest = xxh3_128(bytes);
+        let promised = self.expected.as_ref().map_or(digest, |expected| expected[chunk]);
+        if digest == self.arrival.digest(chunk) && digest == promised {
+            return Ok(Step::Done(length));
+        }
+        self.arrival.lost(chunk);
+        Ok(Step::Done(0))
+    }
+
+    /// Begins to write a chunk as it comes. One writer a chunk at a time.
+    pub fn writer(&self, chunk: usize) -> Writer<'_> {
+        Writer { part: self, chunk, hasher: Xxh3::new(), written_bytes: 0 }
+    }
+
+    /// Writes a whole chunk at once, over what another stream may have begun.
+    pub fn replace(&self, chunk: usize, bytes: &[u8]) -> Result<Outcome> {
+        let digest = xxh3_128(bytes);
+        self.check(chunk, digest)?;
+        let mut sealed = self.lock(chunk);
+        if *sealed {
+            return Ok(Outcome::Late);
+        }
+        self.write_at(chunk, 0, bytes)?;
+        self.seal(chunk, digest, &mut sealed);
+        Ok(Outcome::Sealed)
+    }
+
+    /// Makes the file durable and gives it its name; the map is gone then.
+    pub fn finish(self, destination: &Path) -> Result<(FileDigest, f64)> {
+        let began = Instant::now();
+        let chunks = (0..self.sealed.len()).map(|chunk| self.arrival.digest(chunk)).collect();
+        let name = destination.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let digest = FileDigest { name, size_bytes: self.subject().file_bytes, chunks };
+        self.file.sync_all().map_err(|error| Error::io(&self.path, "fsync", &error))?;
+        fs::rename(&self.path, destination)
+            .map_err(|error| Error::io(destination, "rename", &error))?;
+        let folder = destination.parent().filter(|path| !path.as_os_str().is_empty());
+        let folder = folder.unwrap_or(Path::new("."));
+        File::open(folder)
+            .and_then(|opened| opened.sync_all())
+            .map_err(|error| Error::io(folder, "fsync", &error))?;
+        self.arrival.complete();
+        let map = map_path(destination);
+        fs::remove_file(&map).map_err(|error| Error::io(&map, "unlink", &error))?;
+        Ok((digest, began.elapsed().as_secs_f64()))
+    }
+
+    fn check(&self, chunk: usize, digest: u128) -> Result<()> {
+        match &self.expected {
+            Some(expected) if expected[chunk] != digest => {
+                let (expected, found) =
+                    (format!("{:032x}", expected[chunk]), format!("{digest:032x}"));
+                let kind = Kind::ChunkMismatch { chunk: chunk as u64, expected, found };
+                Err(Error::new(&self.path, kind).at(self.subject().chunk(chunk).0))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn lock(&self, chunk: usize) -> MutexGuard<'_, bool> {
+        self.sealed[chunk].lock().expect("no holder of this lock panics")
+    }
+
+    fn write_at(&self, chunk: usize, at: u64, bytes: &[u8]) -> Result<()> {
+        let offset = self.subject().chunk(chunk).0 + at;
+        self.file
+            .write_all_at(bytes, offset)
+            .map_err(|error| Error::io(&self.path, "write", &error).at(offset))
+    }
+
+    fn seal(&self, chunk: usize, digest: u128, sealed: &mut bool) {
+        *sealed = true;
+        let (begin, length) = self.subject().chunk(chunk);
+        // Begins to write back now, so that the last sync finds little to do and dirty pages
+        // never reach the limit at which writers are stopped. Only a hint: its failure is none.
+        // SAFETY: a call on an open descriptor.
+        unsafe {
+            libc::sync_file_range(
+                self.file.as_raw_fd(),
+                begin.cast_signed(),
+                length.cast_signed(),
+                libc::SYNC_FILE_RANGE_WRITE,
+            )
+        };
+        self.arrival.arrived(chunk, digest);
+    }
+}
+
+/// Writes one chunk in pieces, in order.
+pub struct Writer<'a> {
+    part: &'a Part,
+    chunk: usize,
+    hasher: Xxh3,
+    written_bytes: u64,
+}
+
+impl Writer<'_> {
+    /// Takes the next bytes; `Late` when the chunk is there already, and nothing was written.
+    pub fn push(&mut self, bytes: &[u8]) -> Result<Outcome> {
+        self.hasher.update(bytes);
+        let sealed = self.part.lock(self.chunk);
+        if *sealed {
+            return Ok(Outcome::Late);
+        }
+        self.part.write_at(self.chunk, self.written_bytes, bytes)?;
+        self.written_bytes += bytes.len() as u64;
+        Ok(Outcome::Sealed)
+    }
+
+    /// All bytes are written: verifies and seals the chunk. Errors: `ChunkMismatch`.
+    pub fn finish(self) -> Result<Outcome> {
+        let digest = self.hasher.digest128();
+        self.part.check(self.chunk, digest)?;
+        let mut sealed = self.part.lock(self.chunk);
+        if *sealed {
+            return Ok(Outcome::Late);
+        }
+        self.part.seal(self.chunk, digest, &mut sealed);
+        Ok(Outcome::Sealed)
+    }
+}
+
+/// What makes a part of an earlier fetch a part of this one. Without digest, tag or time nothing
+/// does, so that identity is never met again.
+fn identity(described: &Description, expected: Option<&FileDigest>) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    if let Some(expected) = expected {
+        hasher.update(b"digests\0");
+        for chunk in &expected.chunks {
+            hasher.update(&chunk.to_be_bytes());
+        }
+    } else if let Some(tag) = described.etag.as_ref().or(described.modified.as_ref()) {
+        hasher.update(b"tag\0").update(tag.as_bytes());
+    } else {
+        let now = std::time::SystemTime::now();
+        let since = now.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        hasher.update(b"once\0").update(&since.as_nanos().to_le_bytes());
+    }
+    hasher.finalize().into()
+}
+
+/// Takes the room on the disk now, so that a full disk is found before anything is fetched.
+fn reserve(file: &File, path: &Path, file_bytes: u64) -> Result<()> {
+    if file_bytes > 0 {
+        // SAFETY: a call on an open descriptor.
+        let code = unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, file_bytes.cast_signed()) };
+        if code != 0 {
+            let error = std::io::Error::from_raw_os_error(code);
+            return Err(Error::io(path, "reserve room", &error));
+        }
+    }
+    file.set_len(file_bytes).map_err(|error| Error::io(path, "truncate", &error))
+}
+
+#[cfg(test)]
+#[path = "part_tests.rs"]
+mod tests;

@@ -1,0 +1,108 @@
+use super::*;
+
+const BYTES: u64 = CHUNK_BYTES + 10;
+
+fn body() -> Vec<u8> {
+    (0..BYTES).map(|index| (index % 251) as u8).collect()
+}
+
+fn described() -> Description {
+    Description { file_bytes: BYTES, etag: Some("one".to_owned()), modified: None }
+}
+
+fn expected() -> FileDigest {
+    let chunks = body().chunks(CHUNK_BYTES as usize).map(xxh3_128).collect();
+    FileDigest { name: "weights".to_owned(), size_bytes: BYTES, chunks }
+}
+
+fn folder() -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("weights");
+    (folder, path)
+}
+
+fn open(path: &Path) -> Part {
+    Part::open(path, &described(), Some(&expected())).unwrap()
+}
+
+fn seal(part: &Part, chunk: usize) {
+    let (begin, length) = part.subject().chunk(chunk);
+    let mut writer = part.writer(chunk);
+    for piece in body()[begin as usize..(begin + length) as usize].chunks(1 << 20) {
+        assert_eq!(writer.push(piece), Ok(Outcome::Sealed));
+    }
+    assert_eq!(writer.finish(), Ok(Outcome::Sealed));
+}
+
+#[test]
+fn chunks_in_any_order_make_the_file() {
+    let (_folder, path) = folder();
+    let part = open(&path);
+    seal(&part, 1);
+    assert!(part.has(1) && !part.has(0));
+    assert_eq!(part.replace(0, &body()[..CHUNK_BYTES as usize]), Ok(Outcome::Sealed));
+    let (digest, _) = part.finish(&path).unwrap();
+    assert_eq!(digest, expected());
+    assert_eq!(fs::read(&path).unwrap(), body());
+    assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+}
+
+#[test]
+fn a_slower_stream_never_touches_what_a_faster_one_verified() {
+    let (_folder, path) = folder();
+    let part = open(&path);
+    let mut slow = part.writer(0);
+    assert_eq!(slow.push(&[0; 4096]), Ok(Outcome::Sealed), "wrong bytes, not verified yet");
+    assert_eq!(part.replace(0, &body()[..CHUNK_BYTES as usize]), Ok(Outcome::Sealed));
+    assert_eq!(slow.push(&[0; 4096]), Ok(Outcome::Late));
+    assert_eq!(part.replace(0, &body()[..CHUNK_BYTES as usize]), Ok(Outcome::Late));
+    seal(&part, 1);
+    part.finish(&path).unwrap();
+    assert_eq!(fs::read(&path).unwrap(), body());
+}
+
+#[test]
+fn wrong_bytes_are_refused_and_leave_no_trace_in_the_map() {
+    let (_folder, path) = folder();
+    let part = open(&path);
+    let mut writer = part.writer(1);
+    writer.push(&[9; 10]).unwrap();
+    assert!(matches!(writer.finish().unwrap_err().kind, Kind::ChunkMismatch { chunk: 1, .. }));
+    let whole = vec![9; CHUNK_BYTES as usize];
+    assert!(matches!(part.replace(0, &whole).unwrap_err().kind, Kind::ChunkMismatch { .. }));
+    assert!(!part.has(0) && !part.has(1));
+}
+
+#[test]
+fn what_stays_is_verified_before_it_counts() {
+    let (_folder, path) = folder();
+    let part = open(&path);
+    seal(&part, 0);
+    seal(&part, 1);
+    drop(part);
+    let mut kept = open(&path);
+    assert_eq!(kept.verify_resumed(&mut |_, _| Ok(())).unwrap().0, BYTES);
+    kept.file.write_all_at(b"?", 3).unwrap();
+    assert_eq!(kept.verify_resumed(&mut |_, _| Ok(())).unwrap().0, 10);
+    assert!(!kept.has(0) && kept.has(1));
+    seal(&kept, 0);
+}
+
+#[test]
+fn another_object_begins_anew() {
+    let (_folder, path) = folder();
+    seal(&open(&path), 0);
+    let other = Description { etag: Some("two".to_owned()), ..described() };
+    assert!(!Part::open(&path, &other, None).unwrap().has(0));
+    let nameless = Description { etag: None, ..described() };
+    Part::open(&path, &nameless, None).unwrap().writer(1).finish().unwrap();
+    assert!(!Part::open(&path, &nameless, None).unwrap().has(1), "never known again");
+}
+
+#[test]
+fn a_digest_of_another_length_is_refused() {
+    let (_folder, path) = folder();
+    let short = FileDigest { chunks: vec![1], ..expected() };
+    let refused = Part::open(&path, &described(), Some(&short)).unwrap_err();
+    assert!(matches!(refused.kind, Kind::DigestInvalid { .. }));
+}
