@@ -3,10 +3,11 @@
 //! [`checkpoint`] finds the files of a checkpoint and reads their headers ([`header`] is the pure
 //! parser), [`mapping`] maps them and brings them into the page cache, [`residency`] and [`evict`]
 //! look at and empty that cache, [`digest`] gives a checkpoint its identity, and [`layout`]
-//! rewrites one so that fused weights are one view. Everything that takes long runs through
+//! rewrites one so that fused weights are one view. [`device`] copies files to GPUs. Everything that takes long runs through
 //! [`pieces`]: bounded threads, progress and cancellation on the calling thread.
 
 pub mod checkpoint;
+pub mod device;
 pub mod digest;
 pub mod dtype;
 pub mod error;

@@ -20,6 +20,9 @@
     │   ├── ResidencyHiddenError  DigestInvalidError  DestinationExistsError
     │   ├── CheckpointClosedError  UnknownTensorError  UnsupportedDtypeError
     │   └── ModuleMismatchError
+    ├── AcceleratorError                a GPU, or its driver, does not do what was asked for
+    │   ├── DriverMissingError  DriverOutdatedError  DriverCallError
+    │   └── DeviceUnknownError  DeviceAddressError  DeviceUnavailableError
     └── LoadCancelledError              the progress callback raised, or a signal arrived
 
 Every leaf has a stable `code`, and each error of the native core is exactly one leaf.
@@ -340,6 +343,60 @@ class ModuleMismatchError(RequestError):
         self.missing = missing
         self.unexpected = unexpected
         self.mismatched = mismatched
+
+
+class AcceleratorError(LoaderError):
+    """A GPU, or its driver, does not do what was asked for; `file` is the driver's library."""
+
+
+class DriverMissingError(AcceleratorError):
+    """The NVIDIA driver's library cannot be loaded."""
+
+    code = "driver_missing"
+
+
+class DriverOutdatedError(AcceleratorError):
+    """The NVIDIA driver lacks a function that copying needs."""
+
+    code = "driver_outdated"
+
+
+class DriverCallError(AcceleratorError):
+    """A call of the NVIDIA driver failed; `call` and `status` say which and how."""
+
+    code = "driver_call"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        file: str | None = None,
+        tensor: str | None = None,
+        offset: int | None = None,
+        call: str | None = None,
+        status: int | None = None,
+    ) -> None:
+        super().__init__(message, file=file, tensor=tensor, offset=offset)
+        self.call = call
+        self.status = status
+
+
+class DeviceUnknownError(AcceleratorError):
+    """The NVIDIA driver shows no device of this number."""
+
+    code = "device_unknown"
+
+
+class DeviceAddressError(AcceleratorError):
+    """A destination is not memory of the device that it was given for."""
+
+    code = "device_address"
+
+
+class DeviceUnavailableError(AcceleratorError):
+    """The installed PyTorch cannot use the device."""
+
+    code = "device_unavailable"
 
 
 class LoadCancelledError(LoaderError):
