@@ -165,8 +165,8 @@ kinds! {
     DriverOutdated { symbol: &'static str }: "driver_outdated" => "DriverOutdatedError",
         "has no function {symbol}; update the NVIDIA driver";
     #[doc = "A call of the NVIDIA driver failed; `call` and `status` say which and how."]
-    DriverCall { call: &'static str, status: i32, name: String, meaning: String }: "driver_call" => "DriverCallError",
-        "{call} failed with {name} ({status}): {meaning}";
+    DriverCall { call: &'static str, status: i32, reason: String }: "driver_call" => "DriverCallError",
+        "{call} failed with {reason}";
     #[doc = "The NVIDIA driver shows no device of this number."]
     DeviceUnknown { ordinal: u32, devices: u32 }: "device_unknown" => "DeviceUnknownError",
         "shows {devices} devices, none is cuda:{ordinal}; look at CUDA_VISIBLE_DEVICES";

@@ -44,6 +44,17 @@ extern "C" fn fake_cuda_fail_copy(nth: u64, status: Status, sticky: bool) {
     MACHINE.lock().copy_fault = Some(CopyFault { copies_left: nth, status, sticky });
 }
 
+/// Gives all memory back to the system, at the end of a test; false if copies are still queued.
+#[unsafe(no_mangle)]
+extern "C" fn fake_cuda_forget() -> bool {
+    let mut state = MACHINE.lock();
+    let idle = state.all_streams().all(|stream| stream.is_idle());
+    if idle {
+        state.memory.forget();
+    }
+    idle
+}
+
 /// Calls of a symbol so far.
 #[unsafe(no_mangle)]
 extern "C" fn fake_cuda_calls(symbol: *const c_char) -> u64 {

@@ -102,7 +102,7 @@ impl Machine {
         // A context that has failed does nothing more.
         if !state.failures.contains_key(&device) {
             // SAFETY: the source was pinned memory when the copy was queued, and the stand-in
-            // never gives memory back to the system.
+            // gives no memory back to the system while copies are queued.
             unsafe { state.memory.write(copy.target, copy.source as *const u8, copy.size_bytes) };
         }
     }

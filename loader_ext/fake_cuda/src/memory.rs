@@ -15,7 +15,7 @@ const GUARD_BYTES: u64 = 4096;
 struct Allocation {
     /// `None` for pinned memory, which every device reaches.
     device: Option<usize>,
-    bytes: &'static mut [u8],
+    bytes: Box<[u8]>,
     freed: bool,
 }
 
@@ -33,14 +33,14 @@ impl Memory {
     pub fn allocate(&mut self, device: usize, size_bytes: usize) -> u64 {
         let address = DEVICE_SPACE + self.next;
         self.next += (size_bytes as u64).next_multiple_of(GUARD_BYTES) + GUARD_BYTES;
-        let bytes = vec![POISON; size_bytes].leak();
+        let bytes = vec![POISON; size_bytes].into_boxed_slice();
         self.allocations.insert(address, Allocation { device: Some(device), bytes, freed: false });
         address
     }
 
     /// Allocates pinned memory; the address is one of the host's.
     pub fn pin(&mut self, size_bytes: usize) -> *mut u8 {
-        let bytes = vec![POISON; size_bytes].leak();
+        let mut bytes = vec![POISON; size_bytes].into_boxed_slice();
         let start = bytes.as_mut_ptr();
         self.allocations.insert(start as u64, Allocation { device: None, bytes, freed: false });
         start
@@ -56,6 +56,11 @@ impl Memory {
             }
             _ => false,
         }
+    }
+
+    /// Gives all memory back to the system, which only the end of a test may do.
+    pub fn forget(&mut self) {
+        self.allocations.clear();
     }
 
     /// Whether a range lies in one living allocation of a device (`None`: in pinned memory).
@@ -104,8 +109,8 @@ impl Memory {
             Some((start, found)) => found.bytes[(address - start) as usize..].as_mut_ptr(),
             None => address as *mut u8,
         };
-        // SAFETY: `holds` was asked when the copy was queued, allocations never go back to the
-        // system, and the caller answers for the rest. `copy` since pinned memory may be both.
+        // SAFETY: `holds` was asked when the copy was queued, allocations do not go back to the
+        // system before the test's end, and the caller answers for the rest. `copy` since pinned memory may be both.
         unsafe { ptr::copy(source, target, size_bytes) };
     }
 

@@ -108,6 +108,11 @@ impl Stream {
         self.lock().queue.iter().any(|copy| copy.touches(start, size_bytes))
     }
 
+    /// Whether no copy is queued.
+    pub fn is_idle(&self) -> bool {
+        self.lock().queue.is_empty()
+    }
+
     fn run(&self, schedule: Schedule, seed: u64) {
         let mut state = seed;
         let mut progress = self.lock();

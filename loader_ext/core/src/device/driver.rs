@@ -80,7 +80,8 @@ impl Driver {
             || "the driver has no words for it".to_owned(),
             |meaning| meaning.to_string_lossy().into_owned(),
         );
-        Err(Error::new(self.path(), Kind::DriverCall { call, status, name, meaning }))
+        let reason = format!("{name} ({status}): {meaning}");
+        Err(Error::new(self.path(), Kind::DriverCall { call, status, reason }))
     }
 
     /// Keeps what a `Drop` cannot return until [`Driver::heard`] is called.
