@@ -1,6 +1,6 @@
 //! What a device lends, given back when dropped: its primary context, streams, events, memory.
 
-use std::ffi::{c_int, c_uint, c_void};
+use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::mem;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
@@ -18,6 +18,8 @@ const HOST_PORTABLE: c_uint = 1;
 /// `CU_POINTER_ATTRIBUTE_MEMORY_TYPE` and `CU_MEMORYTYPE_DEVICE`.
 const MEMORY_TYPE: c_int = 2;
 const MEMORY_TYPE_DEVICE: c_uint = 2;
+/// Longer than any address on the PCI bus, with its zero.
+const PCI_ADDRESS_BYTES: usize = 32;
 /// `CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL`.
 const DEVICE_ORDINAL: c_int = 9;
 
@@ -55,6 +57,18 @@ impl Context {
     /// The driver that it belongs to.
     pub fn driver(&self) -> &Driver {
         &self.driver
+    }
+
+    /// Where the device is on the PCI bus, as the driver writes it ("0000:3B:00.0").
+    pub fn pci_address(&self) -> Result<String> {
+        let mut text: [c_char; PCI_ADDRESS_BYTES] = [0; PCI_ADDRESS_BYTES];
+        let capacity = PCI_ADDRESS_BYTES as c_int;
+        // SAFETY: the place for the result is ours and as long as said.
+        unsafe {
+            call!(self.driver, cuDeviceGetPCIBusId(text.as_mut_ptr(), capacity, self.device))
+        }?;
+        let bytes: Vec<u8> = text.iter().map(|&byte| byte as u8).take_while(|&b| b != 0).collect();
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
     /// Makes the calling thread's calls go to this device.

@@ -1,11 +1,13 @@
 //! The pipeline: readers fill slots, and two streams a device carry them away meanwhile.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::context::{Context, Stream};
 use super::driver::Driver;
 use super::library::Address;
+use super::numa::{self, Bound, Processors};
 use super::ring::{Ring, Shape};
 use super::source::Source;
 use crate::error::Result;
@@ -46,6 +48,8 @@ struct Chunk {
 pub struct Pipeline {
     ring: Ring,
     lanes: Vec<Lane>,
+    /// Those next to the devices, where there is such a thing.
+    processors: Option<Processors>,
     /// False if a device did not say that its copies have ended.
     settled: AtomicBool,
     driver: Arc<Driver>,
@@ -65,8 +69,14 @@ impl Pipeline {
             Ok(Lane { context: Arc::clone(context), streams })
         };
         let lanes = contexts.iter().map(lane).collect::<Result<Vec<_>>>()?;
+        let addresses = contexts.iter().map(|context| context.pci_address());
+        let addresses = addresses.collect::<Result<Vec<_>>>()?;
+        let processors = Processors::next_to(Path::new(numa::SYSFS), &addresses);
+        // Memory belongs to the node of the thread that pins it.
+        let _bound = Bound::to(processors.as_ref());
         let ring = Ring::new(&contexts, shape)?;
-        Ok(Self { ring, lanes, settled: AtomicBool::new(true), driver: Arc::clone(driver) })
+        let settled = AtomicBool::new(true);
+        Ok(Self { ring, lanes, processors, settled, driver: Arc::clone(driver) })
     }
 
     /// Copies everything, or fails; returns the bytes that were read.
@@ -123,8 +133,8 @@ impl Pipeline {
         let arrived = pieces::run(
             chunks.len(),
             readers,
-            || (),
-            |(), number| {
+            || Bound::to(flight.0.processors.as_ref()),
+            |_, number| {
                 let chunk = chunks[number];
                 // SAFETY: the flight ends before this function does, so the caller's promise
                 // holds as long as any copy runs.

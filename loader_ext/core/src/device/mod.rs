@@ -3,12 +3,14 @@
 //! [`library`] finds the driver's functions at run time, so nothing here needs CUDA to build;
 //! [`driver`] calls them and gives every failure its name; [`context`] owns what a device lends
 //! (its primary context, streams, events, pinned memory); [`ring`] is the bounded buffer between
-//! those who read files and the devices' copy engines, and [`copy`] is the pipeline over it.
+//! those who read files and the devices' copy engines, [`numa`] keeps both near the device, and
+//! [`copy`] is the pipeline over it all.
 
 pub mod context;
 pub mod copy;
 pub mod driver;
 pub mod library;
+pub mod numa;
 pub mod ring;
 pub mod source;
 
