@@ -30,7 +30,15 @@ Every leaf has a stable `code`, and each error of the native core is exactly one
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, TypedDict, Unpack
+
+
+class Place(TypedDict, total=False):
+    """What every error may say of where it happened."""
+
+    file: str | None
+    tensor: str | None
+    offset: int | None
 
 
 class LoaderError(Exception):
@@ -38,19 +46,12 @@ class LoaderError(Exception):
 
     code: ClassVar[str] = "loader_error"
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        file: str | None = None,
-        tensor: str | None = None,
-        offset: int | None = None,
-    ) -> None:
+    def __init__(self, message: str, **place: Unpack[Place]) -> None:
         super().__init__(message)
         self.message = message
-        self.file = file
-        self.tensor = tensor
-        self.offset = offset
+        self.file = place.get("file")
+        self.tensor = place.get("tensor")
+        self.offset = place.get("offset")
 
 
 class StorageError(LoaderError):
@@ -58,16 +59,8 @@ class StorageError(LoaderError):
 
     code = "io_error"
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        file: str | None = None,
-        tensor: str | None = None,
-        offset: int | None = None,
-        errno: int | None = None,
-    ) -> None:
-        super().__init__(message, file=file, tensor=tensor, offset=offset)
+    def __init__(self, message: str, *, errno: int | None = None, **place: Unpack[Place]) -> None:
+        super().__init__(message, **place)
         self.errno = errno
 
 
@@ -370,13 +363,11 @@ class DriverCallError(AcceleratorError):
         self,
         message: str,
         *,
-        file: str | None = None,
-        tensor: str | None = None,
-        offset: int | None = None,
         call: str | None = None,
         status: int | None = None,
+        **place: Unpack[Place],
     ) -> None:
-        super().__init__(message, file=file, tensor=tensor, offset=offset)
+        super().__init__(message, **place)
         self.call = call
         self.status = status
 
