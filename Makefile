@@ -1,7 +1,7 @@
 # Each target is one line of what the README says; every one does its own set-up.
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: demo up test check lint types imports native unit-test models bench bench-quick clean help
+.PHONY: demo up test check check-gpu lint types imports native unit-test models bench bench-quick clean help
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -34,6 +34,10 @@ test: check models  ## linters, types and every test
 	$(BIN)/python -m pytest -q
 
 check: lint types imports native  ## linters and types only
+
+check-gpu: .venv/ready  ## what only a GPU can show; without one it says so and passes
+	cd loader_ext && cargo test --quiet -p stoker-loader-core device
+	$(BIN)/python -m pytest -q -m gpu loader_ext/tests/gpu
 
 lint: .venv/ready
 	$(BIN)/ruff format --quiet --check .

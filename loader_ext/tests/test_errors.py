@@ -168,6 +168,7 @@ def test_each_native_error_is_one_class_with_the_same_code_and_words() -> None:
     python_only = classes.keys() - {name for _, name, _ in table}
     assert python_only == {
         "CheckpointClosedError",
+        "DeviceUnavailableError",
         "ModuleMismatchError",
         "UnknownTensorError",
         "UnsupportedDtypeError",

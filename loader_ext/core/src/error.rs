@@ -191,6 +191,21 @@ kinds! {
     #[doc = "The source failed, also when it was asked again."]
     SourceFailed { source_url: String, reason: String }: "source_failed" => "SourceFailedError",
         "{source_url} failed: {reason}";
+    #[doc = "The NVIDIA driver's library cannot be loaded."]
+    DriverMissing { reason: String }: "driver_missing" => "DriverMissingError",
+        "the NVIDIA driver's library cannot be loaded ({reason}); install the driver, or load to the CPU";
+    #[doc = "The NVIDIA driver lacks a function that copying needs."]
+    DriverOutdated { symbol: &'static str }: "driver_outdated" => "DriverOutdatedError",
+        "has no function {symbol}; update the NVIDIA driver";
+    #[doc = "A call of the NVIDIA driver failed; `call` and `status` say which and how."]
+    DriverCall { call: &'static str, status: i32, reason: String }: "driver_call" => "DriverCallError",
+        "{call} failed with {reason}";
+    #[doc = "The NVIDIA driver shows no device of this number."]
+    DeviceUnknown { ordinal: u32, devices: u32 }: "device_unknown" => "DeviceUnknownError",
+        "shows {devices} devices, none is cuda:{ordinal}; look at CUDA_VISIBLE_DEVICES";
+    #[doc = "A destination is not memory of the device that it was given for."]
+    DeviceAddress { ordinal: u32, address: u64, size_bytes: u64 }: "device_address" => "DeviceAddressError",
+        "the {size_bytes} bytes at {address:#x} are not memory of cuda:{ordinal}; allocate them there";
 
     #[doc = "The progress callback raised, or a signal arrived."]
     Cancelled: "cancelled" => "LoadCancelledError",

@@ -4,11 +4,13 @@
 //! parser), [`mapping`] maps them and brings them into the page cache, [`residency`] and [`evict`]
 //! look at and empty that cache, [`fetch`] brings files from elsewhere and
 //! [`arrival`] tells who waits for them, [`digest`] gives a checkpoint its identity, and [`layout`]
-//! rewrites one so that fused weights are one view. Everything that takes long runs through
+//! rewrites one so that fused weights are one view. [`device`] copies files to GPUs. Everything
+//! that takes long runs through
 //! [`pieces`]: bounded threads, progress and cancellation on the calling thread.
 
 pub mod arrival;
 pub mod checkpoint;
+pub mod device;
 pub mod digest;
 pub mod dtype;
 pub mod error;

@@ -128,6 +128,20 @@ impl Mapping {
         arrival.wait_briefly(chunks, *patience, silence)
     }
 
+    /// Reads a range into memory elsewhere, having brought it into the page cache in large folios.
+    ///
+    /// Unlike the mapping itself this is safe where the file became shorter. `advise` is cleared
+    /// where the kernel does not know how to populate. The range must lie in the file. Errors: `FileChanged`, `Io`.
+    pub fn read(&self, offset: u64, into: &mut [u8], advise: &AtomicBool) -> Result<()> {
+        assert!(offset + into.len() as u64 <= self.bytes as u64, "the range lies in the file");
+        let lead = offset % page_bytes() as u64;
+        self.populate_range(offset - lead, lead + into.len() as u64, advise)?;
+        self.file.read_exact_at(into, offset).or_else(|error| {
+            self.check_length()?;
+            Err(Error::io(&self.path, "read", &error).at(offset))
+        })
+    }
+
     /// Brings a range that begins on a page into the page cache and maps it.
     fn populate_range(&self, offset: u64, size_bytes: u64, advise: &AtomicBool) -> Result<()> {
         let start = self.address.as_ptr().wrapping_add(offset as usize).cast();

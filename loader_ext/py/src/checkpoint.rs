@@ -126,7 +126,7 @@ impl NativeCheckpoint {
 }
 
 impl NativeCheckpoint {
-    fn mappings(&self, py: Python<'_>) -> PyResult<&Vec<Arc<Mapping>>> {
+    pub(crate) fn mappings(&self, py: Python<'_>) -> PyResult<&Vec<Arc<Mapping>>> {
         if let Some(mappings) = self.mappings.get() {
             return Ok(mappings);
         }

@@ -2,6 +2,7 @@
 //! errors, releases the GIL around everything that takes long, and decides nothing.
 
 mod checkpoint;
+mod devices;
 mod errors;
 mod fetching;
 mod files;
@@ -15,6 +16,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<checkpoint::NativeCheckpoint>()?;
     module.add_class::<checkpoint::Buffer>()?;
     module.add_class::<kernels::Kernels>()?;
+    module.add_function(wrap_pyfunction!(devices::copy_to_devices, module)?)?;
     module.add_function(wrap_pyfunction!(kernels::has_wide_vectors, module)?)?;
     module.add_function(wrap_pyfunction!(errors::error_table, module)?)?;
     module.add_function(wrap_pyfunction!(files::residency, module)?)?;

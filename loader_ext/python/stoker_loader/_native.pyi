@@ -7,6 +7,7 @@ _Path: TypeAlias = str | os.PathLike[str]
 _Progress: TypeAlias = Callable[[int, int], object] | None
 _File: TypeAlias = tuple[str, int, list[str]]
 _Digest: TypeAlias = tuple[str, list[_File]]
+_Transfer: TypeAlias = tuple[int, int, int, list[tuple[int, int]]]
 _Matrix: TypeAlias = tuple[int, bool, int]
 
 @final
@@ -46,6 +47,15 @@ class Kernels:
         /,
     ) -> None: ...
 
+def copy_to_devices(
+    checkpoint: Checkpoint,
+    ordinals: list[int],
+    transfers: list[_Transfer],
+    callback: _Progress,
+    threads: int | None,
+    library: _Path | None = None,
+    ring: tuple[int, int] | None = None,
+) -> int: ...
 def has_wide_vectors() -> bool: ...
 def error_table() -> list[tuple[str, str, str]]: ...
 def residency(path: _Path) -> tuple[int, int]: ...

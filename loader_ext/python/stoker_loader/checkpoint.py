@@ -12,7 +12,7 @@ from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from stoker_loader import _native
+from stoker_loader import _native, devices
 from stoker_loader.errors import CheckpointClosedError, UnknownTensorError
 from stoker_loader.modules import Assigned, assign
 from stoker_loader.page_cache import Progress
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 PATIENCE_S = 60.0  # above the longest silence that a fetch itself bears with
+_STAGES = ("open", "residency", "map", "populate", "copy", "attach")
 
 
 class Checkpoint:
@@ -55,7 +56,7 @@ class Checkpoint:
         self._remote_bytes = 0
         self._residency_known = False
         self._copied_bytes = 0
-        self._ms = dict.fromkeys(("open", "residency", "map", "populate", "attach"), 0.0)
+        self._ms = dict.fromkeys(_STAGES, 0.0)
         self._ms["open"] = (perf_counter() - started) * 1e3
 
     def __enter__(self) -> Self:
@@ -114,16 +115,44 @@ class Checkpoint:
     def load(
         self, device: str | torch.device = "cpu", progress: Progress | None = None
     ) -> dict[str, torch.Tensor]:
-        """Populate, then give all tensors: views of the mapping, or copies on another device.
+        """Give all tensors: views of the populated mapping, or copies on another device.
 
-        Writing to a view copies its page; the file never changes. Raises UnsupportedDtypeError
-        and what `populate` raises.
+        To CUDA devices files are copied whole while they are read, others get one tensor after
+        another. Writing to a view copies its page; the file never changes. Raises
+        UnsupportedDtypeError, what `populate` raises, and for CUDA what `load_replicas` does.
         """
+        import torch
+
+        target = torch.device(device)
+        if devices.is_cuda(target):
+            return self.load_replicas([target], progress)[0]
         self.populate(progress)
         views = self._torch_views()
         with self._timed("attach"):
             tensors = {record.name: self._attach(views, record) for record in self._records}
-            return self._to_device(tensors, device)
+        return tensors if target.type == "cpu" else self._to_device(tensors, target)
+
+    def load_replicas(
+        self, targets: Sequence[str | torch.device], progress: Progress | None = None
+    ) -> list[dict[str, torch.Tensor]]:
+        """Give all tensors on each of several CUDA devices; every byte is read once for all.
+
+        A device holds each file as one allocation that its tensors share. Raises
+        DeviceUnavailableError, the other AcceleratorErrors, FileChangedError, StorageError,
+        UnsupportedDtypeError. After an error no tensor is handed out.
+        """
+        native = self._map()
+        for shard, (_, size_bytes) in enumerate(self._files):
+            native.wait(shard, 0, size_bytes)  # no time at all for a file that is here
+        with self._timed("copy"):
+            replicas = devices.load(native, self._files, self._records, targets, progress)
+        with self._timed("attach"):
+            loaded = [
+                {record.name: views.tensor(record) for record in self._records}
+                for views in replicas
+            ]
+        self._copied_bytes += len(targets) * sum(record.size_bytes for record in self._records)
+        return loaded
 
     def tensor(self, name: str) -> torch.Tensor:
         """One tensor as a view; its pages come in when they are touched unless `populate` ran.
@@ -190,6 +219,7 @@ class Checkpoint:
             residency_ms=self._ms["residency"],
             map_ms=self._ms["map"],
             populate_ms=self._ms["populate"],
+            copy_ms=self._ms["copy"],
             attach_ms=self._ms["attach"],
             copied_bytes=self._copied_bytes,
         )
@@ -234,7 +264,7 @@ class Checkpoint:
             if self._views is None:
                 with self._timed("attach"):
                     buffers = [native.buffer(shard) for shard in range(len(self._files))]
-                    self._views = TorchViews(buffers)
+                    self._views = TorchViews.of_buffers(buffers)
             return self._views
 
     def _attach(self, views: TorchViews, record: Record) -> torch.Tensor:
@@ -245,15 +275,11 @@ class Checkpoint:
         return tensor
 
     def _to_device(
-        self, tensors: dict[str, torch.Tensor], device: str | torch.device
+        self, tensors: dict[str, torch.Tensor], target: torch.device
     ) -> dict[str, torch.Tensor]:
-        import torch
-
-        target = torch.device(device)
-        if target.type == "cpu":
-            return tensors
         self._copied_bytes += sum(record.size_bytes for record in self._records)
-        return {name: tensor.to(target) for name, tensor in tensors.items()}
+        with self._timed("copy"):
+            return {name: tensor.to(target) for name, tensor in tensors.items()}
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

@@ -24,6 +24,9 @@
     │   ├── NoSourceError  SourceMissingError  SourceRefusedError  SourceChangedError
     │   ├── SourceFailedError  RangeRefusedError  RangeIgnoredError
     │   └── FetchBusyError  FetchAbandonedError  WaitTimeoutError  ArrivalInvalidError
+    ├── AcceleratorError                a GPU, or its driver, does not do what was asked for
+    │   ├── DriverMissingError  DriverOutdatedError  DriverCallError
+    │   └── DeviceUnknownError  DeviceAddressError  DeviceUnavailableError
     └── LoadCancelledError              the progress callback raised, or a signal arrived
 
 Every leaf has a stable `code`, and each error of the native core is exactly one leaf.
@@ -31,7 +34,15 @@ Every leaf has a stable `code`, and each error of the native core is exactly one
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, TypedDict, Unpack
+
+
+class Place(TypedDict, total=False):
+    """What every error may say of where it happened."""
+
+    file: str | None
+    tensor: str | None
+    offset: int | None
 
 
 class LoaderError(Exception):
@@ -39,19 +50,12 @@ class LoaderError(Exception):
 
     code: ClassVar[str] = "loader_error"
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        file: str | None = None,
-        tensor: str | None = None,
-        offset: int | None = None,
-    ) -> None:
+    def __init__(self, message: str, **place: Unpack[Place]) -> None:
         super().__init__(message)
         self.message = message
-        self.file = file
-        self.tensor = tensor
-        self.offset = offset
+        self.file = place.get("file")
+        self.tensor = place.get("tensor")
+        self.offset = place.get("offset")
 
 
 class StorageError(LoaderError):
@@ -59,16 +63,8 @@ class StorageError(LoaderError):
 
     code = "io_error"
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        file: str | None = None,
-        tensor: str | None = None,
-        offset: int | None = None,
-        errno: int | None = None,
-    ) -> None:
-        super().__init__(message, file=file, tensor=tensor, offset=offset)
+    def __init__(self, message: str, *, errno: int | None = None, **place: Unpack[Place]) -> None:
+        super().__init__(message, **place)
         self.errno = errno
 
 
@@ -414,6 +410,58 @@ class SourceFailedError(FetchError):
     """The source failed, also when it was asked again."""
 
     code = "source_failed"
+
+
+class AcceleratorError(LoaderError):
+    """A GPU, or its driver, does not do what was asked for; `file` is the driver's library."""
+
+
+class DriverMissingError(AcceleratorError):
+    """The NVIDIA driver's library cannot be loaded."""
+
+    code = "driver_missing"
+
+
+class DriverOutdatedError(AcceleratorError):
+    """The NVIDIA driver lacks a function that copying needs."""
+
+    code = "driver_outdated"
+
+
+class DriverCallError(AcceleratorError):
+    """A call of the NVIDIA driver failed; `call` and `status` say which and how."""
+
+    code = "driver_call"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        call: str | None = None,
+        status: int | None = None,
+        **place: Unpack[Place],
+    ) -> None:
+        super().__init__(message, **place)
+        self.call = call
+        self.status = status
+
+
+class DeviceUnknownError(AcceleratorError):
+    """The NVIDIA driver shows no device of this number."""
+
+    code = "device_unknown"
+
+
+class DeviceAddressError(AcceleratorError):
+    """A destination is not memory of the device that it was given for."""
+
+    code = "device_address"
+
+
+class DeviceUnavailableError(AcceleratorError):
+    """The installed PyTorch cannot use the device."""
+
+    code = "device_unavailable"
 
 
 class LoadCancelledError(LoaderError):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from stoker_loader import _native
 from stoker_loader.errors import UnsupportedDtypeError
@@ -59,28 +60,38 @@ def torch_dtype(record: Record) -> torch.dtype:
 
 
 class TorchViews:
-    """Tensors over mapped files. Each keeps its file's mapping alive, and nothing else does.
+    """Tensors over files in memory. Each keeps its file's memory alive, and nothing else does.
 
     A tensor shares the storage of its whole file, but is no autograd view: it has its own version
     counter, so writing to one tensor does not invalidate what autograd saved of another.
     """
 
-    def __init__(self, buffers: list[_native.Buffer]) -> None:
+    def __init__(
+        self, storages: Sequence[torch.UntypedStorage], leads: Sequence[int] | None = None
+    ) -> None:
+        """A storage for each file, whose byte 0 is that of the file, or the one at its lead."""
         import torch
 
         self._torch = torch
-        self._storages = [
-            torch.frombuffer(buffer, dtype=torch.uint8).untyped_storage() for buffer in buffers
-        ]
+        self._storages = storages
+        self._leads = leads or [0] * len(storages)
         self._empty: dict[str, torch.Tensor] = {}  # one tensor of each dtype, to make others from
+
+    @classmethod
+    def of_buffers(cls, buffers: Sequence[_native.Buffer]) -> Self:
+        """Views of mappings."""
+        import torch
+
+        return cls([torch.frombuffer(b, dtype=torch.uint8).untyped_storage() for b in buffers])
 
     def view(self, record: Record, shape: tuple[int, ...] | None = None) -> torch.Tensor | None:
         """The tensor without a copy (of another shape if given), or None if it is misaligned."""
         empty = self._empty.get(record.dtype)
         if empty is None:
-            empty = self._torch.empty(0, dtype=torch_dtype(record))
+            device = self._storages[record.shard].device
+            empty = self._torch.empty(0, dtype=torch_dtype(record), device=device)
             self._empty[record.dtype] = empty
-        offset, rest = divmod(record.offset_bytes, empty.itemsize)
+        offset, rest = divmod(self._leads[record.shard] + record.offset_bytes, empty.itemsize)
         if rest:
             return None
         if shape is None:
@@ -90,10 +101,17 @@ class TorchViews:
             self._storages[record.shard], offset, shape, row_major(shape)
         )
 
+    def tensor(self, record: Record) -> torch.Tensor:
+        """The tensor as a view, or as a copy if it is misaligned."""
+        view = self.view(record)
+        return self.copy(record) if view is None else view
+
     def copy(self, record: Record) -> torch.Tensor:
         """The tensor in memory of its own, whatever its alignment."""
-        raw = self._torch.empty(0, dtype=self._torch.uint8)
-        raw.set_(self._storages[record.shard], record.offset_bytes, (record.size_bytes,), (1,))
+        storage = self._storages[record.shard]
+        begin = self._leads[record.shard] + record.offset_bytes
+        raw = self._torch.empty(0, dtype=self._torch.uint8, device=storage.device)
+        raw.set_(storage, begin, (record.size_bytes,), (1,))
         return raw.clone().view(torch_dtype(record)).view(record.shape)
 
 
