@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use serde::Deserialize;
 
 use crate::error::{Error, Kind, Result};
 use crate::header::{self, Header};
+use crate::sidecar;
 
 /// The file of an unsharded checkpoint.
 pub const SINGLE_FILE: &str = "model.safetensors";
@@ -33,6 +35,15 @@ pub struct Shard {
     pub header: Header,
 }
 
+/// Whether a sidecar beside a file stands for its header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sidecars {
+    /// If it is bound to the header's bytes.
+    Believe,
+    /// Never: the header alone counts where files come from someone else.
+    Ignore,
+}
+
 /// An open checkpoint: every header is checked, no tensor's bytes have been read.
 #[derive(Debug)]
 pub struct Checkpoint {
@@ -48,16 +59,21 @@ impl Checkpoint {
     /// A directory is looked through for `model.safetensors`, else for shards named by
     /// `model.safetensors.index.json`, else for any `*.safetensors`.
     pub fn open(path: &Path) -> Result<Self> {
+        Self::open_with(path, Sidecars::Believe)
+    }
+
+    /// The same, with a choice whether sidecars are read.
+    pub fn open_with(path: &Path, sidecars: Sidecars) -> Result<Self> {
         let found = fs::metadata(path).map_err(|error| Error::io(path, "stat", &error))?;
         if !found.is_dir() {
             let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
-            let shard = Shard::open(path, name.unwrap_or_default())?;
+            let shard = Shard::open(path, name.unwrap_or_default(), sidecars)?;
             return Ok(Self { path: path.to_path_buf(), shards: vec![shard] });
         }
         let (names, index) = find_shards(path)?;
         let mut shards = Vec::with_capacity(names.len());
         for name in names {
-            shards.push(Shard::open(&path.join(&name), name)?);
+            shards.push(Shard::open(&path.join(&name), name, sidecars)?);
         }
         check_shards(&path.join(INDEX_FILE), &shards, index.as_ref())?;
         Ok(Self { path: path.to_path_buf(), shards })
@@ -81,7 +97,7 @@ impl Checkpoint {
 }
 
 impl Shard {
-    fn open(path: &Path, name: String) -> Result<Self> {
+    fn open(path: &Path, name: String, sidecars: Sidecars) -> Result<Self> {
         // Opening a pipe would block and a device may have effects: look first.
         let found = fs::metadata(path).map_err(|error| Error::io(path, "stat", &error))?;
         if !found.is_file() {
@@ -97,7 +113,14 @@ impl Shard {
         let header_bytes = header::parse_length(path, &start, file_bytes)?;
         let mut bytes = vec![0; header_bytes as usize];
         read(&mut bytes, header::LENGTH_BYTES)?;
-        let header = header::parse(path, &bytes, file_bytes)?;
+        let sidecar = match sidecars {
+            Sidecars::Believe => read_sidecar(path, &bytes, file_bytes)?,
+            Sidecars::Ignore => None,
+        };
+        let header = match sidecar {
+            Some(header) => header,
+            None => header::parse(path, &bytes, file_bytes)?,
+        };
         Ok(Self { name, path: path.to_path_buf(), file: Arc::new(file), file_bytes, header })
     }
 
@@ -110,6 +133,30 @@ impl Shard {
         let kind = Kind::FileChanged { expected_bytes: self.file_bytes, found_bytes: found.len() };
         Err(Error::new(&self.path, kind))
     }
+}
+
+/// Where the sidecar of a safetensors file is, if it has one; `None` for files of other names.
+pub fn sidecar_path(path: &Path) -> Option<PathBuf> {
+    let named = path.file_name()?.to_str().is_some_and(is_safetensors_name);
+    named.then(|| path.with_extension(sidecar::EXTENSION))
+}
+
+/// The header by its sidecar, or `None` without one that is bound to these bytes.
+fn read_sidecar(path: &Path, text: &[u8], file_bytes: u64) -> Result<Option<Header>> {
+    let Some(path) = sidecar_path(path) else { return Ok(None) };
+    let found = match fs::metadata(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        found => found.map_err(|error| Error::io(&path, "stat", &error))?,
+    };
+    if !found.is_file() {
+        return Err(Error::new(&path, Kind::SymlinkRefused));
+    }
+    if found.len() > sidecar::LIMIT_BYTES {
+        let reason = format!("{} bytes are more than {}", found.len(), sidecar::LIMIT_BYTES);
+        return Err(Error::new(&path, Kind::SidecarInvalid { reason }));
+    }
+    let bytes = fs::read(&path).map_err(|error| Error::io(&path, "read", &error))?;
+    Ok(sidecar::parse(&path, &bytes, text, file_bytes)?.map(|sidecar| sidecar.header))
 }
 
 /// Whether a file's name is one that pickled weights go by.
@@ -184,6 +231,9 @@ fn read_index(path: &Path) -> Result<Index> {
 
 /// Each name is in one shard alone, and shards and index agree.
 fn check_shards(index_path: &Path, shards: &[Shard], index: Option<&Index>) -> Result<()> {
+    if shards.len() == 1 && index.is_none() {
+        return Ok(()); // the header's own rules say all
+    }
     let mut owner: HashMap<&str, &Shard> = HashMap::new();
     for shard in shards {
         for tensor in &shard.header.tensors {

@@ -116,7 +116,12 @@ impl Mapping {
     }
 
     /// Brings a range that begins on a page into the page cache and maps it.
-    fn populate_range(&self, offset: u64, size_bytes: u64, advise: &AtomicBool) -> Result<()> {
+    pub(crate) fn populate_range(
+        &self,
+        offset: u64,
+        size_bytes: u64,
+        advise: &AtomicBool,
+    ) -> Result<()> {
         let start = self.address.as_ptr().wrapping_add(offset as usize).cast();
         let mut tries = 0;
         while advise.load(Ordering::Relaxed) {

@@ -4,14 +4,17 @@ use std::ffi::c_int;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
-use pyo3::exceptions::PyIndexError;
+use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList, PyTuple};
+use pyo3::types::{PyDict, PyString, PyTuple};
 use stoker_loader_core::checkpoint::Checkpoint;
+use stoker_loader_core::dtype::Dtype;
 use stoker_loader_core::mapping::{self, Mapping};
+use stoker_loader_core::names::NameIndex;
 use stoker_loader_core::{Kind, Result, residency};
 
+use crate::dlpack;
 use crate::errors::to_python;
 use crate::progress::{self, Callback};
 
@@ -20,6 +23,7 @@ use crate::progress::{self, Callback};
 pub struct NativeCheckpoint {
     checkpoint: Checkpoint,
     mappings: OnceLock<Vec<Arc<Mapping>>>,
+    names: OnceLock<NameIndex>,
 }
 
 #[pymethods]
@@ -28,7 +32,7 @@ impl NativeCheckpoint {
     fn new(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
         let checkpoint =
             py.detach(|| Checkpoint::open(&path)).map_err(|error| to_python(&error))?;
-        Ok(Self { checkpoint, mappings: OnceLock::new() })
+        Ok(Self { checkpoint, mappings: OnceLock::new(), names: OnceLock::new() })
     }
 
     /// `(name, size_bytes)` of each file.
@@ -37,17 +41,21 @@ impl NativeCheckpoint {
         shards.map(|shard| (shard.name.clone(), shard.file_bytes)).collect()
     }
 
-    /// `(name, dtype, shape, shard, offset_bytes, size_bytes)` of each tensor, in file order.
-    fn tensors<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
-        let list = PyList::empty(py);
-        for (number, shard) in self.checkpoint.shards.iter().enumerate() {
-            for tensor in &shard.header.tensors {
-                let shape = PyTuple::new(py, &tensor.shape)?;
-                let (offset, size) = (tensor.offset_bytes, tensor.size_bytes);
-                list.append((&tensor.name, tensor.dtype.name(), shape, number, offset, size))?;
-            }
-        }
-        Ok(list)
+    /// The names of all tensors, in file order.
+    fn names(&self) -> Vec<&str> {
+        let tensors = self.checkpoint.shards.iter().flat_map(|shard| &shard.header.tensors);
+        tensors.map(|tensor| tensor.name.as_str()).collect()
+    }
+
+    /// `(name, dtype, shape, shard, offset_bytes, size_bytes)` of a tensor.
+    fn record<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Option<Bound<'py, PyTuple>>> {
+        let shards = &self.checkpoint.shards;
+        let names = self.names.get_or_init(|| NameIndex::new(shards));
+        let Some((shard, tensor)) = names.find(shards, name) else { return Ok(None) };
+        let shape = PyTuple::new(py, &tensor.shape)?;
+        let (offset, size) = (tensor.offset_bytes, tensor.size_bytes);
+        let record = (&tensor.name, tensor.dtype.name(), shape, shard, offset, size);
+        record.into_pyobject(py).map(Some)
     }
 
     /// The strings of `__metadata__`, merged over the files.
@@ -92,6 +100,54 @@ impl NativeCheckpoint {
         })
     }
 
+    /// A DLPack capsule over the mapping: row-major elements that begin at a byte of a shard.
+    fn capsule<'py>(
+        &self,
+        py: Python<'py>,
+        shard: usize,
+        offset_bytes: u64,
+        dtype: &str,
+        shape: Vec<u64>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let mapping = self.mappings(py)?.get(shard).ok_or_else(|| PyIndexError::new_err(shard))?;
+        let dtype = Dtype::from_name(dtype).ok_or_else(|| PyValueError::new_err("dtype"))?;
+        let size_bytes = dtype.size_bytes(&shape).ok_or_else(|| PyValueError::new_err("shape"))?;
+        view(py, mapping, offset_bytes, size_bytes, dtype, &shape)
+    }
+
+    /// `{name: make(capsule)}` of all tensors in file order. Those of another dtype than `dtypes`,
+    /// and those that do not lie on a multiple of their element, are `other(name)` instead.
+    fn attach<'py>(
+        &self,
+        py: Python<'py>,
+        dtypes: Vec<String>,
+        make: &Bound<'py, PyAny>,
+        other: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let dtypes: Vec<Dtype> = dtypes.iter().filter_map(|name| Dtype::from_name(name)).collect();
+        let tensors = PyDict::new(py);
+        for (shard, mapping) in self.checkpoint.shards.iter().zip(self.mappings(py)?) {
+            for tensor in &shard.header.tensors {
+                let (dtype, offset) = (tensor.dtype, tensor.offset_bytes);
+                let name = PyString::new(py, &tensor.name);
+                let value = if dtypes.contains(&dtype) && offset.is_multiple_of(dtype.alignment()) {
+                    make.call1((view(
+                        py,
+                        mapping,
+                        offset,
+                        tensor.size_bytes,
+                        dtype,
+                        &tensor.shape,
+                    )?,))
+                } else {
+                    other.call1((&name,))
+                };
+                tensors.set_item(name, value?)?;
+            }
+        }
+        Ok(tensors)
+    }
+
     /// The whole file of a shard as a writable buffer; it keeps the mapping alive.
     fn buffer(&self, py: Python<'_>, shard: usize) -> PyResult<Buffer> {
         let mapping = self.mappings(py)?.get(shard).ok_or_else(|| PyIndexError::new_err(shard))?;
@@ -111,6 +167,24 @@ impl NativeCheckpoint {
         // Of two threads that get here at once one throws its mappings away, unread.
         Ok(self.mappings.get_or_init(|| fresh))
     }
+}
+
+/// A capsule over a range of a mapping, checked against its end.
+fn view<'py>(
+    py: Python<'py>,
+    mapping: &Arc<Mapping>,
+    offset_bytes: u64,
+    size_bytes: u64,
+    dtype: Dtype,
+    shape: &[u64],
+) -> PyResult<Bound<'py, PyAny>> {
+    let end = offset_bytes.checked_add(size_bytes);
+    if end.is_none_or(|end| end > mapping.size_bytes() as u64) {
+        return Err(PyIndexError::new_err(offset_bytes));
+    }
+    // The mapping is in one piece and writable, so all of the range is.
+    let address = mapping.address().as_ptr().wrapping_add(offset_bytes as usize);
+    dlpack::capsule(py, Arc::clone(mapping) as _, address, dtype, shape)
 }
 
 /// One mapped file as Python's buffer protocol sees it: bytes, writable, private to the process.

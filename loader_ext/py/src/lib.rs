@@ -2,6 +2,7 @@
 //! errors, releases the GIL around everything that takes long, and decides nothing.
 
 mod checkpoint;
+mod dlpack;
 mod errors;
 mod files;
 mod kernels;

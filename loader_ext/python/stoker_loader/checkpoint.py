@@ -38,8 +38,6 @@ class Checkpoint:
         self.path = os.fspath(path)
         self._native: _native.Checkpoint | None = _native.Checkpoint(path)
         self._files = self._native.shards()
-        self._records = [Record(*record) for record in self._native.tensors()]
-        self._by_name = {record.name: record for record in self._records}
         self._lock = threading.Lock()
         self._views: TorchViews | None = None
         self._populated = False
@@ -67,8 +65,8 @@ class Checkpoint:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The tensors' names in the order of the files."""
-        return tuple(self._by_name)
+        """The tensors' names in the order of the files; raises CheckpointClosedError."""
+        return tuple(self._open().names())
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -76,7 +74,7 @@ class Checkpoint:
         return self._open().metadata()
 
     def info(self, name: str) -> TensorInfo:
-        """What the header says of a tensor; raises UnknownTensorError."""
+        """What the header says of a tensor; raises UnknownTensorError, CheckpointClosedError."""
         record = self._record(name)
         return TensorInfo(
             name=record.name,
@@ -113,7 +111,7 @@ class Checkpoint:
         self.populate(progress)
         views = self._torch_views()
         with self._timed("attach"):
-            tensors = {record.name: self._attach(views, record) for record in self._records}
+            tensors = views.attach(lambda name: self._attach(views, self._record(name)))
             return self._to_device(tensors, device)
 
     def tensor(self, name: str) -> torch.Tensor:
@@ -134,7 +132,9 @@ class Checkpoint:
             return None
         first = records[0]
         rows = sum(record.shape[0] for record in records)
-        return self._torch_views().view(first, (rows, *first.shape[1:]))
+        size_bytes = sum(record.size_bytes for record in records)
+        fused = first._replace(shape=(rows, *first.shape[1:]), size_bytes=size_bytes)
+        return self._torch_views().view(fused)
 
     def numpy(self, name: str) -> np.ndarray[Any, Any]:
         """One tensor as an array over the mapping, without torch.
@@ -189,11 +189,11 @@ class Checkpoint:
         return native
 
     def _record(self, name: str) -> Record:
-        record = self._by_name.get(name)
-        if record is None:
+        found = self._open().record(name)
+        if found is None:
             message = f"{self.path}: tensor {name!r}: the checkpoint has no tensor of this name"
             raise UnknownTensorError(message, file=self.path, tensor=name)
-        return record
+        return Record(*found)
 
     def _map(self) -> _native.Checkpoint:
         """Map the files, having looked once at what was resident before anything was touched."""
@@ -213,8 +213,7 @@ class Checkpoint:
         with self._lock:
             if self._views is None:
                 with self._timed("attach"):
-                    buffers = [native.buffer(shard) for shard in range(len(self._files))]
-                    self._views = TorchViews(buffers)
+                    self._views = TorchViews(native)
             return self._views
 
     def _attach(self, views: TorchViews, record: Record) -> torch.Tensor:
@@ -232,7 +231,7 @@ class Checkpoint:
         target = torch.device(device)
         if target.type == "cpu":
             return tensors
-        self._copied_bytes += sum(record.size_bytes for record in self._records)
+        self._copied_bytes += sum(tensor.nbytes for tensor in tensors.values())
         return {name: tensor.to(target) for name, tensor in tensors.items()}
 
     @contextmanager

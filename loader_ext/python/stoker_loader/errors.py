@@ -10,7 +10,7 @@
     │   ├── HeaderStartError  HeaderJsonError  DuplicateNameError  MetadataError
     │   ├── UnknownDtypeError  BadShapeError  SizeOverflowError  SizeMismatchError
     │   └── BadOffsetError  OffsetsReversedError  DataTruncatedError  OverlapError  HoleError
-    │       TrailingBytesError
+    │       TrailingBytesError  SidecarInvalidError
     ├── ShardError                      the files of a sharded checkpoint contradict each other
     │   └── IndexInvalidError  ShardMissingError  IndexMismatchError  ShardDuplicateError
     ├── IntegrityError                  bytes are not what a digest says
@@ -212,6 +212,12 @@ class TrailingBytesError(HeaderError):
     """Bytes behind the last tensor belong to no tensor."""
 
     code = "trailing_bytes"
+
+
+class SidecarInvalidError(HeaderError):
+    """The binary sidecar of a header is damaged."""
+
+    code = "sidecar_invalid"
 
 
 class ShardError(LoaderError):

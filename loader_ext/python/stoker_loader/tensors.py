@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stoker_loader import _native
@@ -59,42 +60,56 @@ def torch_dtype(record: Record) -> torch.dtype:
 
 
 class TorchViews:
-    """Tensors over mapped files. Each keeps its file's mapping alive, and nothing else does.
+    """Tensors over the mapped files of a checkpoint, handed over by DLPack.
 
-    A tensor shares the storage of its whole file, but is no autograd view: it has its own version
-    counter, so writing to one tensor does not invalidate what autograd saved of another.
+    Each has a storage of its own, which is its range of the mapping and keeps the mapping alive,
+    and its own version counter: writing to one tensor does not invalidate what autograd saved of
+    another.
     """
 
-    def __init__(self, buffers: list[_native.Buffer]) -> None:
+    def __init__(self, native: _native.Checkpoint) -> None:
         import torch
 
         self._torch = torch
-        self._storages = [
-            torch.frombuffer(buffer, dtype=torch.uint8).untyped_storage() for buffer in buffers
-        ]
-        self._empty: dict[str, torch.Tensor] = {}  # one tensor of each dtype, to make others from
+        self._native = native
+        self._direct = [dtype for dtype in _DTYPES if self._is_direct(dtype)]
 
-    def view(self, record: Record, shape: tuple[int, ...] | None = None) -> torch.Tensor | None:
-        """The tensor without a copy (of another shape if given), or None if it is misaligned."""
-        empty = self._empty.get(record.dtype)
-        if empty is None:
-            empty = self._torch.empty(0, dtype=torch_dtype(record))
-            self._empty[record.dtype] = empty
-        offset, rest = divmod(record.offset_bytes, empty.itemsize)
-        if rest:
+    def attach(self, other: Callable[[str], torch.Tensor]) -> dict[str, torch.Tensor]:
+        """All tensors in file order; `other` makes those that cannot be handed over as they are."""
+        return self._native.attach(self._direct, self._torch.from_dlpack, other)
+
+    def view(self, record: Record) -> torch.Tensor | None:
+        """The tensor without a copy, or None if it is misaligned."""
+        dtype = torch_dtype(record)
+        if record.offset_bytes % dtype.itemsize:
             return None
-        if shape is None:
-            shape = record.shape
-        # Twice as fast as slicing and viewing, which counts with thousands of tensors.
-        return empty.new_empty(0).set_(
-            self._storages[record.shard], offset, shape, row_major(shape)
-        )
+        if record.dtype in self._direct:
+            return self._from_native(record, record.dtype, record.shape)
+        empty = self._torch.empty(0, dtype=dtype)
+        storage = self._bytes(record).untyped_storage()
+        return empty.set_(storage, 0, record.shape, row_major(record.shape))
 
     def copy(self, record: Record) -> torch.Tensor:
         """The tensor in memory of its own, whatever its alignment."""
-        raw = self._torch.empty(0, dtype=self._torch.uint8)
-        raw.set_(self._storages[record.shard], record.offset_bytes, (record.size_bytes,), (1,))
-        return raw.clone().view(torch_dtype(record)).view(record.shape)
+        return self._bytes(record).clone().view(torch_dtype(record)).view(record.shape)
+
+    def _bytes(self, record: Record) -> torch.Tensor:
+        return self._from_native(record, "U8", (record.size_bytes,))
+
+    def _from_native(self, record: Record, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
+        capsule = self._native.capsule(record.shard, record.offset_bytes, dtype, shape)
+        return self._torch.from_dlpack(capsule)
+
+    def _is_direct(self, dtype: str) -> bool:
+        """Whether this torch knows the dtype and takes it by DLPack: asked, not looked up."""
+        wanted = getattr(self._torch, _DTYPES[dtype][0], None)
+        if wanted is None:
+            return False
+        try:
+            made = self._torch.from_dlpack(self._native.capsule(0, 0, dtype, (0,)))
+        except (BufferError, RuntimeError):
+            return False
+        return made.dtype == wanted
 
 
 def numpy_view(record: Record, buffer: _native.Buffer) -> np.ndarray[Any, Any]:

@@ -1,0 +1,65 @@
+//! Finds a tensor by its name, among thousands and without a copy of any name.
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::checkpoint::Shard;
+use crate::header::TensorRecord;
+
+/// The hashes of all names in order, with the shard and the tensor that each is of.
+#[derive(Debug)]
+pub struct NameIndex(Vec<(u64, u32, u32)>);
+
+impl NameIndex {
+    /// Indexes the tensors of all shards.
+    pub fn new(shards: &[Shard]) -> Self {
+        let mut places: Vec<(u64, u32, u32)> = shards
+            .iter()
+            .enumerate()
+            .flat_map(|(shard, from)| {
+                from.header.tensors.iter().enumerate().map(move |(tensor, record)| {
+                    // A header has less than 2^32 bytes, and no directory as many files.
+                    (xxh3_64(record.name.as_bytes()), shard as u32, tensor as u32)
+                })
+            })
+            .collect();
+        places.sort_unstable();
+        Self(places)
+    }
+
+    /// The number of the shard and the record of a tensor; `shards` are those of `new`.
+    pub fn find<'a>(&self, shards: &'a [Shard], name: &str) -> Option<(usize, &'a TensorRecord)> {
+        let hash = xxh3_64(name.as_bytes());
+        let first = self.0.partition_point(|place| place.0 < hash);
+        self.0[first..]
+            .iter()
+            .take_while(|place| place.0 == hash)
+            .map(|&(_, shard, tensor)| {
+                (shard as usize, &shards[shard as usize].header.tensors[tensor as usize])
+            })
+            .find(|(_, record)| record.name == name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::Checkpoint;
+    use crate::fixture::write_bytes;
+
+    #[test]
+    fn every_name_is_found_and_no_other() {
+        let root = tempfile::tempdir().unwrap();
+        for (shard, names) in [["a", "b", "c"], ["d", "", "e"]].iter().enumerate() {
+            let tensors = names.map(|name| (name, vec![1; 3]));
+            write_bytes(&root.path().join(format!("{shard}.safetensors")), &tensors);
+        }
+        let shards = Checkpoint::open(root.path()).unwrap().shards;
+        let index = NameIndex::new(&shards);
+        for (number, shard) in shards.iter().enumerate() {
+            for tensor in &shard.header.tensors {
+                assert_eq!(index.find(&shards, &tensor.name), Some((number, tensor)));
+            }
+        }
+        assert_eq!(index.find(&shards, "f"), None);
+    }
+}
