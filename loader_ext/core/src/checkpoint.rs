@@ -31,8 +31,8 @@ pub struct Shard {
     pub file: Arc<File>,
     /// Its length when it was opened.
     pub file_bytes: u64,
-    /// Its tensors.
-    pub header: Header,
+    /// Its tensors, which may be asked for after the file was closed.
+    pub header: Arc<Header>,
 }
 
 /// Whether a sidecar beside a file stands for its header.
@@ -121,7 +121,8 @@ impl Shard {
             Some(header) => header,
             None => header::parse(path, &bytes, file_bytes)?,
         };
-        Ok(Self { name, path: path.to_path_buf(), file: Arc::new(file), file_bytes, header })
+        let (file, header) = (Arc::new(file), Arc::new(header));
+        Ok(Self { name, path: path.to_path_buf(), file, file_bytes, header })
     }
 
     /// Fails with `FileChanged` if the file's length is no longer the one that was checked.

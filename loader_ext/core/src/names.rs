@@ -1,22 +1,23 @@
 //! Finds a tensor by its name, among thousands and without a copy of any name.
 
+use std::sync::Arc;
+
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::checkpoint::Shard;
-use crate::header::TensorRecord;
+use crate::header::{Header, TensorRecord};
 
 /// The hashes of all names in order, with the shard and the tensor that each is of.
 #[derive(Debug)]
 pub struct NameIndex(Vec<(u64, u32, u32)>);
 
 impl NameIndex {
-    /// Indexes the tensors of all shards.
-    pub fn new(shards: &[Shard]) -> Self {
-        let mut places: Vec<(u64, u32, u32)> = shards
+    /// Indexes the tensors of all shards, whose names are unique.
+    pub fn new(headers: &[Arc<Header>]) -> Self {
+        let mut places: Vec<(u64, u32, u32)> = headers
             .iter()
             .enumerate()
-            .flat_map(|(shard, from)| {
-                from.header.tensors.iter().enumerate().map(move |(tensor, record)| {
+            .flat_map(|(shard, header)| {
+                header.tensors.iter().enumerate().map(move |(tensor, record)| {
                     // A header has less than 2^32 bytes, and no directory as many files.
                     (xxh3_64(record.name.as_bytes()), shard as u32, tensor as u32)
                 })
@@ -26,15 +27,19 @@ impl NameIndex {
         Self(places)
     }
 
-    /// The number of the shard and the record of a tensor; `shards` are those of `new`.
-    pub fn find<'a>(&self, shards: &'a [Shard], name: &str) -> Option<(usize, &'a TensorRecord)> {
+    /// The number of the shard and the record of a tensor; `headers` are those of `new`.
+    pub fn find<'a>(
+        &self,
+        headers: &'a [Arc<Header>],
+        name: &str,
+    ) -> Option<(usize, &'a TensorRecord)> {
         let hash = xxh3_64(name.as_bytes());
         let first = self.0.partition_point(|place| place.0 < hash);
         self.0[first..]
             .iter()
             .take_while(|place| place.0 == hash)
             .map(|&(_, shard, tensor)| {
-                (shard as usize, &shards[shard as usize].header.tensors[tensor as usize])
+                (shard as usize, &headers[shard as usize].tensors[tensor as usize])
             })
             .find(|(_, record)| record.name == name)
     }
@@ -54,12 +59,13 @@ mod tests {
             write_bytes(&root.path().join(format!("{shard}.safetensors")), &tensors);
         }
         let shards = Checkpoint::open(root.path()).unwrap().shards;
-        let index = NameIndex::new(&shards);
-        for (number, shard) in shards.iter().enumerate() {
-            for tensor in &shard.header.tensors {
-                assert_eq!(index.find(&shards, &tensor.name), Some((number, tensor)));
+        let headers: Vec<_> = shards.iter().map(|shard| Arc::clone(&shard.header)).collect();
+        let index = NameIndex::new(&headers);
+        for (number, header) in headers.iter().enumerate() {
+            for tensor in &header.tensors {
+                assert_eq!(index.find(&headers, &tensor.name), Some((number, tensor)));
             }
         }
-        assert_eq!(index.find(&shards, "f"), None);
+        assert_eq!(index.find(&headers, "f"), None);
     }
 }

@@ -4,7 +4,7 @@
 //! `model.safetensors`), is bound to the header's bytes by their hash, and carries the digests of
 //! the file's chunks. The README describes every byte. Encoding and parsing are pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
@@ -276,19 +276,14 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Whether two tensors have one name. Hashes are checked by now, so only equal ones are compared.
+/// Whether two tensors have one name. Equal names have equal hashes, which are checked by now.
 fn repeats(records: &[u8], tensors: &[TensorRecord]) -> bool {
-    let mut hashes: Vec<(u64, usize)> = records
-        .chunks_exact(RECORD_BYTES)
-        .enumerate()
-        .map(|(index, record)| (u64_at(record, 0), index))
-        .collect();
+    let mut hashes: Vec<u64> =
+        records.chunks_exact(RECORD_BYTES).map(|record| u64_at(record, 0)).collect();
     hashes.sort_unstable();
-    hashes.chunk_by(|a, b| a.0 == b.0).any(|same| {
-        let mut names: Vec<&str> = same.iter().map(|(_, i)| tensors[*i].name.as_str()).collect();
-        names.sort_unstable();
-        names.windows(2).any(|pair| pair[0] == pair[1])
-    })
+    let mut names = HashSet::new();
+    hashes.windows(2).any(|pair| pair[0] == pair[1])
+        && !tensors.iter().all(|tensor| names.insert(tensor.name.as_str()))
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {

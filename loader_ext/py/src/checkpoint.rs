@@ -7,15 +7,17 @@ use std::sync::{Arc, OnceLock};
 use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyString, PyTuple};
+use pyo3::types::PyDict;
 use stoker_loader_core::checkpoint::Checkpoint;
 use stoker_loader_core::dtype::Dtype;
 use stoker_loader_core::mapping::{self, Mapping};
-use stoker_loader_core::names::NameIndex;
-use stoker_loader_core::{Kind, Result, residency};
+use stoker_loader_core::{Kind, Result, parallel, residency};
 
+use crate::attach::{Placed, attach};
 use crate::dlpack;
 use crate::errors::to_python;
+use crate::headers::Headers;
+use crate::parallel::{Parts, PyRule, import_plan};
 use crate::progress::{self, Callback};
 
 /// A checkpoint whose headers are checked; its mappings are made when first needed.
@@ -23,7 +25,6 @@ use crate::progress::{self, Callback};
 pub struct NativeCheckpoint {
     checkpoint: Checkpoint,
     mappings: OnceLock<Vec<Arc<Mapping>>>,
-    names: OnceLock<NameIndex>,
 }
 
 #[pymethods]
@@ -32,7 +33,7 @@ impl NativeCheckpoint {
     fn new(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
         let checkpoint =
             py.detach(|| Checkpoint::open(&path)).map_err(|error| to_python(&error))?;
-        Ok(Self { checkpoint, mappings: OnceLock::new(), names: OnceLock::new() })
+        Ok(Self { checkpoint, mappings: OnceLock::new() })
     }
 
     /// `(name, size_bytes)` of each file.
@@ -41,21 +42,10 @@ impl NativeCheckpoint {
         shards.map(|shard| (shard.name.clone(), shard.file_bytes)).collect()
     }
 
-    /// The names of all tensors, in file order.
-    fn names(&self) -> Vec<&str> {
-        let tensors = self.checkpoint.shards.iter().flat_map(|shard| &shard.header.tensors);
-        tensors.map(|tensor| tensor.name.as_str()).collect()
-    }
-
-    /// `(name, dtype, shape, shard, offset_bytes, size_bytes)` of a tensor.
-    fn record<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Option<Bound<'py, PyTuple>>> {
-        let shards = &self.checkpoint.shards;
-        let names = self.names.get_or_init(|| NameIndex::new(shards));
-        let Some((shard, tensor)) = names.find(shards, name) else { return Ok(None) };
-        let shape = PyTuple::new(py, &tensor.shape)?;
-        let (offset, size) = (tensor.offset_bytes, tensor.size_bytes);
-        let record = (&tensor.name, tensor.dtype.name(), shape, shard, offset, size);
-        record.into_pyobject(py).map(Some)
+    /// What the headers say of the tensors, which outlives this.
+    fn headers(&self) -> Headers {
+        let headers = self.checkpoint.shards.iter().map(|shard| Arc::clone(&shard.header));
+        Headers::new(headers.collect())
     }
 
     /// The strings of `__metadata__`, merged over the files.
@@ -112,11 +102,12 @@ impl NativeCheckpoint {
         let mapping = self.mappings(py)?.get(shard).ok_or_else(|| PyIndexError::new_err(shard))?;
         let dtype = Dtype::from_name(dtype).ok_or_else(|| PyValueError::new_err("dtype"))?;
         let size_bytes = dtype.size_bytes(&shape).ok_or_else(|| PyValueError::new_err("shape"))?;
-        view(py, mapping, offset_bytes, size_bytes, dtype, &shape)
+        let address = address(mapping, offset_bytes, size_bytes)?;
+        dlpack::capsule(py, Arc::clone(mapping) as _, address, dtype, &shape)
     }
 
-    /// `{name: make(capsule)}` of all tensors in file order. Those of another dtype than `dtypes`,
-    /// and those that do not lie on a multiple of their element, are `other(name)` instead.
+    /// `{name: make(capsule)}` of all tensors in file order, or what `other` makes of its bytes
+    /// where the dtype is none of `dtypes` or the tensor does not lie on its element.
     fn attach<'py>(
         &self,
         py: Python<'py>,
@@ -124,28 +115,40 @@ impl NativeCheckpoint {
         make: &Bound<'py, PyAny>,
         other: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyDict>> {
-        let dtypes: Vec<Dtype> = dtypes.iter().filter_map(|name| Dtype::from_name(name)).collect();
-        let tensors = PyDict::new(py);
-        for (shard, mapping) in self.checkpoint.shards.iter().zip(self.mappings(py)?) {
-            for tensor in &shard.header.tensors {
-                let (dtype, offset) = (tensor.dtype, tensor.offset_bytes);
-                let name = PyString::new(py, &tensor.name);
-                let value = if dtypes.contains(&dtype) && offset.is_multiple_of(dtype.alignment()) {
-                    make.call1((view(
-                        py,
-                        mapping,
-                        offset,
-                        tensor.size_bytes,
-                        dtype,
-                        &tensor.shape,
-                    )?,))
-                } else {
-                    other.call1((&name,))
-                };
-                tensors.set_item(name, value?)?;
-            }
-        }
-        Ok(tensors)
+        let files = self.checkpoint.shards.iter().zip(self.mappings(py)?);
+        let placed = files.flat_map(|(shard, mapping)| {
+            shard.header.tensors.iter().map(move |tensor| {
+                Ok(Placed {
+                    name: &tensor.name,
+                    dtype: tensor.dtype,
+                    shape: &tensor.shape,
+                    size_bytes: tensor.size_bytes,
+                    address: address(mapping, tensor.offset_bytes, tensor.size_bytes)?,
+                    keeper: Arc::clone(mapping) as _,
+                })
+            })
+        });
+        attach(py, placed, &dtypes, make, other)
+    }
+
+    /// What a rank needs, read and packed by the rules of a plan; its pages alone are brought in.
+    fn load_shard(
+        &self,
+        py: Python<'_>,
+        rules: Vec<PyRule>,
+        rank: u64,
+        world_size: u64,
+        callback: Callback,
+        threads: Option<usize>,
+    ) -> PyResult<Parts> {
+        let plan = import_plan(rules);
+        let mappings = self.mappings(py)?;
+        let threads = threads.unwrap_or_else(mapping::populate_threads);
+        let share = (rank, world_size);
+        let loaded = progress::run(py, &callback, |watch| {
+            parallel::read(&self.checkpoint, mappings, &plan, share, threads, watch)
+        })?;
+        Ok(Parts::new(loaded, mappings))
     }
 
     /// The whole file of a shard as a writable buffer; it keeps the mapping alive.
@@ -169,22 +172,13 @@ impl NativeCheckpoint {
     }
 }
 
-/// A capsule over a range of a mapping, checked against its end.
-fn view<'py>(
-    py: Python<'py>,
-    mapping: &Arc<Mapping>,
-    offset_bytes: u64,
-    size_bytes: u64,
-    dtype: Dtype,
-    shape: &[u64],
-) -> PyResult<Bound<'py, PyAny>> {
+/// The address of a range of a mapping, checked against its end.
+fn address(mapping: &Mapping, offset_bytes: u64, size_bytes: u64) -> PyResult<*mut u8> {
     let end = offset_bytes.checked_add(size_bytes);
     if end.is_none_or(|end| end > mapping.size_bytes() as u64) {
         return Err(PyIndexError::new_err(offset_bytes));
     }
-    // The mapping is in one piece and writable, so all of the range is.
-    let address = mapping.address().as_ptr().wrapping_add(offset_bytes as usize);
-    dlpack::capsule(py, Arc::clone(mapping) as _, address, dtype, shape)
+    Ok(mapping.address().as_ptr().wrapping_add(offset_bytes as usize))
 }
 
 /// One mapped file as Python's buffer protocol sees it: bytes, writable, private to the process.

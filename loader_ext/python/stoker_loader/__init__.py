@@ -7,6 +7,7 @@ from stoker_loader.errors import LoaderError
 from stoker_loader.identity import Digest, FileDigest, digest, verify
 from stoker_loader.modules import Assigned
 from stoker_loader.page_cache import Residency, evict, prefetch, residency
+from stoker_loader.plans import Plan, Split, llama_plan
 from stoker_loader.records import LoadStats, TensorInfo
 
 __all__ = [
@@ -17,11 +18,14 @@ __all__ = [
     "LayoutReport",
     "LoadStats",
     "LoaderError",
+    "Plan",
     "Residency",
+    "Split",
     "TensorInfo",
     "digest",
     "evict",
     "layout",
+    "llama_plan",
     "load_file",
     "open",
     "prefetch",

@@ -15,8 +15,9 @@ from stoker_loader import _native
 from stoker_loader.errors import CheckpointClosedError, UnknownTensorError
 from stoker_loader.modules import Assigned, assign
 from stoker_loader.page_cache import Progress
+from stoker_loader.plans import Plan
 from stoker_loader.records import LoadStats, TensorInfo, dominating_tier, split_by_tier
-from stoker_loader.tensors import Record, TorchViews, numpy_view
+from stoker_loader.tensors import Record, TorchViews, is_aligned, numpy_view
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,6 +39,7 @@ class Checkpoint:
         self.path = os.fspath(path)
         self._native: _native.Checkpoint | None = _native.Checkpoint(path)
         self._files = self._native.shards()
+        self._headers = self._native.headers()
         self._lock = threading.Lock()
         self._views: TorchViews | None = None
         self._populated = False
@@ -65,8 +67,8 @@ class Checkpoint:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The tensors' names in the order of the files; raises CheckpointClosedError."""
-        return tuple(self._open().names())
+        """The tensors' names in the order of the files."""
+        return tuple(self._headers.names())
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -74,7 +76,7 @@ class Checkpoint:
         return self._open().metadata()
 
     def info(self, name: str) -> TensorInfo:
-        """What the header says of a tensor; raises UnknownTensorError, CheckpointClosedError."""
+        """What the header says of a tensor; raises UnknownTensorError."""
         record = self._record(name)
         return TensorInfo(
             name=record.name,
@@ -109,17 +111,42 @@ class Checkpoint:
         and what `populate` raises.
         """
         self.populate(progress)
-        views = self._torch_views()
+        native, views = self._open(), self._torch_views()
         with self._timed("attach"):
-            tensors = views.attach(lambda name: self._attach(views, self._record(name)))
-            return self._to_device(tensors, device)
+            return self._to_device(views.attach(native), device)
+
+    def load_shard(
+        self,
+        plan: Plan,
+        rank: int,
+        world_size: int,
+        device: str | torch.device = "cpu",
+        progress: Progress | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Give what one rank of a tensor-parallel group needs of each tensor, reading no more.
+
+        What is in one piece in the file (replicated, rows) is a view of the mapping; the rest
+        (columns, rows of fused weights) is packed into memory of its own, which goes with the last
+        of those tensors. Raises PlanInvalidError, TensorUnplannedError, SplitMismatchError before
+        anything is read, and what `load` raises.
+        """
+        rules = [
+            (pattern, split and (split.dimension, split.parts, split.heads))
+            for pattern, split in plan.rules
+        ]
+        native, views = self._map(), self._torch_views()
+        with self._timed("populate"):
+            parts = native.load_shard(rules, rank, world_size, progress, None)
+        self._count_copied(parts.packed_bytes)
+        with self._timed("attach"):
+            return self._to_device(views.attach(parts), device)
 
     def tensor(self, name: str) -> torch.Tensor:
         """One tensor as a view; its pages come in when they are touched unless `populate` ran.
 
         Raises UnknownTensorError, UnsupportedDtypeError.
         """
-        return self._attach(self._torch_views(), self._record(name))
+        return self._torch_views().tensor(self._record(name))
 
     def fused(self, names: Sequence[str]) -> torch.Tensor | None:
         """The tensors as one view along dimension 0, or None if they do not lie so.
@@ -134,7 +161,7 @@ class Checkpoint:
         rows = sum(record.shape[0] for record in records)
         size_bytes = sum(record.size_bytes for record in records)
         fused = first._replace(shape=(rows, *first.shape[1:]), size_bytes=size_bytes)
-        return self._torch_views().view(fused)
+        return self._torch_views().tensor(fused) if is_aligned(fused) else None
 
     def numpy(self, name: str) -> np.ndarray[Any, Any]:
         """One tensor as an array over the mapping, without torch.
@@ -189,7 +216,7 @@ class Checkpoint:
         return native
 
     def _record(self, name: str) -> Record:
-        found = self._open().record(name)
+        found = self._headers.record(name)
         if found is None:
             message = f"{self.path}: tensor {name!r}: the checkpoint has no tensor of this name"
             raise UnknownTensorError(message, file=self.path, tensor=name)
@@ -213,15 +240,11 @@ class Checkpoint:
         with self._lock:
             if self._views is None:
                 with self._timed("attach"):
-                    self._views = TorchViews(native)
+                    self._views = TorchViews(native, self._count_copied)
             return self._views
 
-    def _attach(self, views: TorchViews, record: Record) -> torch.Tensor:
-        tensor = views.view(record)
-        if tensor is None:
-            tensor = views.copy(record)
-            self._copied_bytes += record.size_bytes
-        return tensor
+    def _count_copied(self, size_bytes: int) -> None:
+        self._copied_bytes += size_bytes
 
     def _to_device(
         self, tensors: dict[str, torch.Tensor], device: str | torch.device
@@ -231,7 +254,7 @@ class Checkpoint:
         target = torch.device(device)
         if target.type == "cpu":
             return tensors
-        self._copied_bytes += sum(tensor.nbytes for tensor in tensors.values())
+        self._count_copied(sum(tensor.nbytes for tensor in tensors.values()))
         return {name: tensor.to(target) for name, tensor in tensors.items()}
 
     @contextmanager

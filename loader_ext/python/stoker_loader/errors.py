@@ -19,6 +19,7 @@
     ├── RequestError                    what was asked for cannot be
     │   ├── ResidencyHiddenError  DigestInvalidError  DestinationExistsError
     │   ├── CheckpointClosedError  UnknownTensorError  UnsupportedDtypeError
+    │   ├── PlanInvalidError  TensorUnplannedError  SplitMismatchError
     │   └── ModuleMismatchError
     └── LoadCancelledError              the progress callback raised, or a signal arrived
 
@@ -308,6 +309,24 @@ class DestinationExistsError(RequestError):
     """The destination of a layout exists already."""
 
     code = "destination_exists"
+
+
+class PlanInvalidError(RequestError):
+    """The plan of a tensor-parallel load makes no sense."""
+
+    code = "plan_invalid"
+
+
+class TensorUnplannedError(RequestError):
+    """No rule of the plan is for this tensor."""
+
+    code = "tensor_unplanned"
+
+
+class SplitMismatchError(RequestError):
+    """The plan cannot split a tensor of this shape among so many ranks."""
+
+    code = "split_mismatch"
 
 
 class CheckpointClosedError(RequestError):

@@ -49,56 +49,57 @@ class Record(NamedTuple):
     size_bytes: int
 
 
-def torch_dtype(record: Record) -> torch.dtype:
+def torch_dtype(name: str, dtype: str) -> torch.dtype:
     """The torch dtype of a tensor; raises UnsupportedDtypeError where torch has none."""
     import torch
 
-    dtype = getattr(torch, _dtype_names(record)[0], None)
-    if not isinstance(dtype, torch.dtype):
-        raise _unsupported(record, f"torch {torch.__version__}")
-    return dtype
+    found = getattr(torch, _dtype_names(name, dtype)[0], None)
+    if not isinstance(found, torch.dtype):
+        raise _unsupported(name, dtype, f"torch {torch.__version__}")
+    return found
 
 
 class TorchViews:
-    """Tensors over the mapped files of a checkpoint, handed over by DLPack.
+    """Tensors over memory that the native side keeps, handed over by DLPack.
 
-    Each has a storage of its own, which is its range of the mapping and keeps the mapping alive,
-    and its own version counter: writing to one tensor does not invalidate what autograd saved of
-    another.
+    Each has a storage of its own, which is its range of that memory and keeps it alive, and its
+    own version counter: writing to one tensor does not invalidate what autograd saved of another.
     """
 
-    def __init__(self, native: _native.Checkpoint) -> None:
+    def __init__(self, native: _native.Checkpoint, copied: Callable[[int], None]) -> None:
+        """`copied` is told the bytes of each tensor that could not be a view."""
         import torch
 
         self._torch = torch
         self._native = native
+        self._copied = copied
         self._direct = [dtype for dtype in _DTYPES if self._is_direct(dtype)]
 
-    def attach(self, other: Callable[[str], torch.Tensor]) -> dict[str, torch.Tensor]:
-        """All tensors in file order; `other` makes those that cannot be handed over as they are."""
-        return self._native.attach(self._direct, self._torch.from_dlpack, other)
+    def attach(self, source: _native.Checkpoint | _native.Parts) -> dict[str, torch.Tensor]:
+        """All tensors of a source, in file order; those that are misaligned are copies."""
+        return source.attach(self._direct, self._torch.from_dlpack, self._from_bytes)
 
-    def view(self, record: Record) -> torch.Tensor | None:
-        """The tensor without a copy, or None if it is misaligned."""
-        dtype = torch_dtype(record)
-        if record.offset_bytes % dtype.itemsize:
-            return None
-        if record.dtype in self._direct:
-            return self._from_native(record, record.dtype, record.shape)
-        empty = self._torch.empty(0, dtype=dtype)
-        storage = self._bytes(record).untyped_storage()
-        return empty.set_(storage, 0, record.shape, row_major(record.shape))
-
-    def copy(self, record: Record) -> torch.Tensor:
-        """The tensor in memory of its own, whatever its alignment."""
-        return self._bytes(record).clone().view(torch_dtype(record)).view(record.shape)
-
-    def _bytes(self, record: Record) -> torch.Tensor:
-        return self._from_native(record, "U8", (record.size_bytes,))
-
-    def _from_native(self, record: Record, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
+    def tensor(self, record: Record) -> torch.Tensor:
+        """One tensor; a copy if it is misaligned."""
+        direct = record.dtype in self._direct and is_aligned(record)
+        dtype, shape = (record.dtype, record.shape) if direct else ("U8", (record.size_bytes,))
         capsule = self._native.capsule(record.shard, record.offset_bytes, dtype, shape)
-        return self._torch.from_dlpack(capsule)
+        if direct:
+            return self._torch.from_dlpack(capsule)
+        return self._from_bytes(record.name, record.dtype, record.shape, capsule)
+
+    def _from_bytes(
+        self, name: str, dtype: str, shape: tuple[int, ...], capsule: object
+    ) -> torch.Tensor:
+        """The tensor that a capsule of bytes stands for."""
+        wanted = torch_dtype(name, dtype)
+        raw = self._torch.from_dlpack(capsule)
+        if raw.data_ptr() % wanted.itemsize:
+            self._copied(raw.nbytes)
+            return raw.clone().view(wanted).view(shape)
+        # A new tensor over the same storage: `raw.view(wanted)` would be an autograd view.
+        empty = self._torch.empty(0, dtype=wanted)
+        return empty.set_(raw.untyped_storage(), 0, shape, row_major(shape))
 
     def _is_direct(self, dtype: str) -> bool:
         """Whether this torch knows the dtype and takes it by DLPack: asked, not looked up."""
@@ -112,11 +113,16 @@ class TorchViews:
         return made.dtype == wanted
 
 
+def is_aligned(record: Record) -> bool:
+    """Whether a tensor lies on a multiple of its element, so that it can be a view."""
+    return record.offset_bytes % torch_dtype(record.name, record.dtype).itemsize == 0
+
+
 def numpy_view(record: Record, buffer: _native.Buffer) -> np.ndarray[Any, Any]:
     """The array without a copy, of any alignment; bfloat16 as uint16, float8 as uint8."""
     import numpy as np
 
-    dtype = np.dtype(_dtype_names(record)[1])
+    dtype = np.dtype(_dtype_names(record.name, record.dtype)[1])
     flat: np.ndarray[Any, Any] = np.frombuffer(
         memoryview(buffer),
         dtype=dtype,
@@ -136,14 +142,12 @@ def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
-def _dtype_names(record: Record) -> tuple[str, str]:
-    names = _DTYPES.get(record.dtype)
+def _dtype_names(name: str, dtype: str) -> tuple[str, str]:
+    names = _DTYPES.get(dtype)
     if names is None:
-        raise _unsupported(record, "this package")
+        raise _unsupported(name, dtype, "this package")
     return names
 
 
-def _unsupported(record: Record, what: str) -> UnsupportedDtypeError:
-    return UnsupportedDtypeError(
-        f"tensor {record.name!r}: {what} has no dtype for {record.dtype}", tensor=record.name
-    )
+def _unsupported(name: str, dtype: str, what: str) -> UnsupportedDtypeError:
+    return UnsupportedDtypeError(f"tensor {name!r}: {what} has no dtype for {dtype}", tensor=name)

@@ -8,4 +8,4 @@ pub mod plan;
 pub mod read;
 
 pub use plan::{Plan, Rule, Slice, Split};
-pub use read::{Part, read};
+pub use read::{Loaded, Part, read};
