@@ -180,9 +180,9 @@ pub fn parse(file: &Path, bytes: &[u8], text: &[u8], file_bytes: u64) -> Result<
     let mut reader = Reader { strings, dimensions, name_begin: 0, first_dimension: 0 };
     let tensors = records
         .chunks_exact(RECORD_BYTES)
-        .map(|record| reader.tensor(record, file_bytes).map_err(|reason| invalid(reason)))
+        .map(|record| reader.tensor(record, file_bytes).map_err(&invalid))
         .collect::<Result<Vec<TensorRecord>>>()?;
-    let metadata = reader.metadata(pairs).map_err(|reason| invalid(reason))?;
+    let metadata = reader.metadata(pairs).map_err(&invalid)?;
     if reader.name_begin != strings.len()
         || reader.first_dimension * DIMENSION_BYTES != dimensions.len()
     {

@@ -142,13 +142,12 @@ impl NativeCheckpoint {
         threads: Option<usize>,
     ) -> PyResult<Parts> {
         let plan = import_plan(rules);
-        let mappings = self.mappings(py)?;
         let threads = threads.unwrap_or_else(mapping::populate_threads);
         let share = (rank, world_size);
         let loaded = progress::run(py, &callback, |watch| {
-            parallel::read(&self.checkpoint, mappings, &plan, share, threads, watch)
+            parallel::read(&self.checkpoint, &plan, share, threads, watch)
         })?;
-        Ok(Parts::new(loaded, mappings))
+        Ok(Parts::new(&loaded))
     }
 
     /// The whole file of a shard as a writable buffer; it keeps the mapping alive.

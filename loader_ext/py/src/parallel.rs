@@ -6,7 +6,6 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use stoker_loader_core::dtype::Dtype;
-use stoker_loader_core::mapping::Mapping;
 use stoker_loader_core::parallel::{Loaded, Part, Plan, Rule, Split};
 
 use crate::attach::{Placed, attach};
@@ -69,26 +68,22 @@ impl Parts {
 }
 
 impl Parts {
-    /// The parts of a load whose views are in `mappings`.
-    pub fn new(loaded: Loaded<'_>, mappings: &[Arc<Mapping>]) -> Self {
-        let own = |part: Part<'_>| {
-            let (keeper, start): (Arc<dyn Any + Send + Sync>, _) = match part.packed {
-                Some(_) => (Arc::clone(&loaded.arena) as _, loaded.arena.address()),
-                None => (Arc::clone(&mappings[part.shard]) as _, mappings[part.shard].address()),
-            };
-            let view = part.slice.contiguous().map_or(0, |range| range.start as usize);
+    /// The parts of a load.
+    pub fn new(loaded: &Loaded<'_>) -> Self {
+        let own = |part: &Part<'_>| {
+            let (address, keeper) = loaded.memory(part);
             Owned {
                 name: part.tensor.name.clone(),
                 dtype: part.tensor.dtype,
+                shape: part.slice.shape.clone(),
                 size_bytes: part.slice.size_bytes(),
-                address: start.as_ptr() as usize + part.packed.unwrap_or(view),
-                shape: part.slice.shape,
                 keeper,
+                address: address.as_ptr() as usize,
             }
         };
         let is_packed = |part: &&Part| part.packed.is_some();
         let packed_bytes =
             loaded.parts.iter().filter(is_packed).map(|part| part.slice.size_bytes()).sum();
-        Self { parts: loaded.parts.into_iter().map(own).collect(), packed_bytes }
+        Self { parts: loaded.parts.iter().map(own).collect(), packed_bytes }
     }
 }

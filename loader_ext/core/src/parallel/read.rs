@@ -1,8 +1,9 @@
 //! Brings in what a rank needs: pages for views, copies of strided runs, by bounded threads.
 
-use std::ptr;
+use std::any::Any;
+use std::ptr::{self, NonNull};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
@@ -15,6 +16,8 @@ use crate::pieces;
 /// A gap in the file that is read rather than stepped over: at gigabytes a second it takes about
 /// as long as a request of its own.
 pub const GAP_BYTES: u64 = 256 << 10;
+/// What must have come in with a page for the kernel to be one that reads huge pages at once.
+const PROBE_BYTES: u64 = 64 << 10;
 
 /// One tensor of a rank.
 #[derive(Debug)]
@@ -34,18 +37,32 @@ pub struct Part<'a> {
 pub struct Loaded<'a> {
     /// The tensors in file order.
     pub parts: Vec<Part<'a>>,
-    /// The memory of those that are packed.
-    pub arena: Arc<Arena>,
+    views: Vec<Option<Arc<Mapping>>>,
+    arena: Arc<Arena>,
 }
 
-/// Plans a rank's share of all tensors, brings in the pages of its views in `mappings` (those of
-/// the checkpoint's shards), and packs the rest.
+impl Loaded<'_> {
+    /// Where a part begins, and what keeps its memory valid and writable.
+    pub fn memory(&self, part: &Part) -> (NonNull<u8>, Arc<dyn Any + Send + Sync>) {
+        if let Some(offset) = part.packed {
+            // SAFETY: a packed part was given this offset inside the arena.
+            let address = unsafe { self.arena.address().add(offset) };
+            return (address, Arc::clone(&self.arena) as _);
+        }
+        let range = part.slice.contiguous().expect("a part that is not packed is in one piece");
+        let view = self.views[part.shard].as_ref().expect("a shard with views is mapped");
+        // SAFETY: a header's tensors lie inside their file, and so do their parts.
+        let address = unsafe { view.address().add(range.start as usize) };
+        (address, Arc::clone(view) as _)
+    }
+}
+
+/// Plans a rank's share of all tensors, brings in the pages of its views, and packs the rest.
 ///
 /// `watch` sees `(bytes done, bytes in all)` and may stop it. Errors: those of [`Plan::check`] and
 /// [`Plan::slice`], before any byte is read; `FileChanged`, `Io`, and whatever `watch` returns.
 pub fn read<'a>(
     checkpoint: &'a Checkpoint,
-    mappings: &[Arc<Mapping>],
     plan: &Plan,
     (rank, world_size): (u64, u64),
     threads: usize,
@@ -65,43 +82,81 @@ pub fn read<'a>(
         }
     }
     let arena = Arc::new(Arena::new(&checkpoint.path, packed_bytes as u64)?);
-    let sources = map_sources(checkpoint, &parts)?;
-    let pages = pages_of_views(mappings, &parts);
+    // Two mappings of a file: nobody ever writes to the one that is copied from, as a handler may
+    // to its tensors, and the pages that only a copy needed are unmapped with it.
+    let views = map_shards(checkpoint, |shard| {
+        parts.iter().any(|part| part.shard == shard && part.packed.is_none())
+    })?;
+    let sources = map_shards(checkpoint, |shard| {
+        parts.iter().any(|part| part.shard == shard && part.packed.is_some())
+    })?;
+    let pages = pages_of_views(checkpoint, &parts);
     let copies: Vec<Copy> = parts.iter().flat_map(copies).collect();
 
     let total = pages.iter().map(|pages| pages.size_bytes).sum::<u64>()
         + copies.iter().map(Copy::size_bytes).sum::<u64>();
-    let advise = AtomicBool::new(true);
+    let reader = Reader { advise: AtomicBool::new(true), exactly: AtomicBool::new(true) };
     pieces::run(
         pages.len() + copies.len(),
         threads,
         || (),
         |(), index| {
             if let Some(pages) = pages.get(index) {
-                mappings[pages.shard].populate_range(pages.begin, pages.size_bytes, &advise)?;
+                let view = views[pages.shard].as_ref().expect("a shard with views is mapped");
+                reader.populate(view, pages.begin, pages.size_bytes)?;
                 return Ok(pages.size_bytes);
             }
             let copy = &copies[index - pages.len()];
             let source = sources[copy.shard].as_ref().expect("a packed part's shard is mapped");
-            copy.populate(source, &advise)?;
+            copy.populate(source, &reader)?;
             copy.run(source, &arena);
             Ok(copy.size_bytes())
         },
         |done| watch(done, total),
     )?;
-    Ok(Loaded { parts, arena })
+    Ok(Loaded { parts, views, arena })
 }
 
-/// Mappings to copy from. Nobody else has their addresses, so nobody writes to them, as a handler
-/// may to its tensors; and the pages that were read for a copy are unmapped with them.
-fn map_sources(checkpoint: &Checkpoint, parts: &[Part]) -> Result<Vec<Option<Mapping>>> {
-    let needed = |number| parts.iter().any(|part| part.shard == number && part.packed.is_some());
-    checkpoint
-        .shards
-        .iter()
-        .enumerate()
-        .map(|(number, shard)| needed(number).then(|| Mapping::of_shard(shard)).transpose())
-        .collect()
+fn map_shards(
+    checkpoint: &Checkpoint,
+    is_needed: impl Fn(usize) -> bool,
+) -> Result<Vec<Option<Arc<Mapping>>>> {
+    let map = |(number, shard)| -> Result<Option<Arc<Mapping>>> {
+        if !is_needed(number) {
+            return Ok(None);
+        }
+        let mapping = Mapping::of_shard(shard)?;
+        mapping.read_exactly(true)?;
+        Ok(Some(Arc::new(mapping)))
+    };
+    checkpoint.shards.iter().enumerate().map(map).collect()
+}
+
+/// How pages are brought in, as the kernel has answered so far.
+struct Reader {
+    advise: AtomicBool,
+    exactly: AtomicBool,
+}
+
+impl Reader {
+    /// Brings in a range of bytes, and no pages but its own.
+    fn populate(&self, mapping: &Mapping, offset: u64, size_bytes: u64) -> Result<()> {
+        let page = page_bytes() as u64;
+        let begin = offset / page * page;
+        let end = (offset + size_bytes).next_multiple_of(page).min(mapping.size_bytes() as u64);
+        // Kernels before 5.18 read a page at a time where they may not read ahead. A page tells
+        // that was not there before.
+        let first_bytes = page.min(end - begin);
+        let probed_bytes = PROBE_BYTES.min(end - begin);
+        if self.exactly.load(Ordering::Relaxed) && !mapping.is_resident(begin, first_bytes)? {
+            mapping.populate_range(begin, first_bytes, &self.advise)?;
+            self.exactly.fetch_and(mapping.is_resident(begin, probed_bytes)?, Ordering::Relaxed);
+        }
+        if !self.exactly.load(Ordering::Relaxed) {
+            mapping.read_exactly(false)?;
+        }
+        mapping.populate_range(begin, end - begin, &self.advise)
+    }
 }
 
 /// A range of a shard that begins on a page.
@@ -112,7 +167,7 @@ struct Pages {
 }
 
 /// The pages of all views in file order, near ones together, in pieces.
-fn pages_of_views(mappings: &[Arc<Mapping>], parts: &[Part]) -> Vec<Pages> {
+fn pages_of_views(checkpoint: &Checkpoint, parts: &[Part]) -> Vec<Pages> {
     let page = page_bytes() as u64;
     let mut merged: Vec<Pages> = Vec::new();
     for part in parts {
@@ -120,7 +175,7 @@ fn pages_of_views(mappings: &[Arc<Mapping>], parts: &[Part]) -> Vec<Pages> {
             continue;
         };
         let begin = range.start / page * page;
-        let end = range.end.next_multiple_of(page).min(mappings[part.shard].size_bytes() as u64);
+        let end = range.end.next_multiple_of(page).min(checkpoint.shards[part.shard].file_bytes);
         match merged.last_mut() {
             Some(last)
                 if last.shard == part.shard
@@ -200,20 +255,14 @@ impl Copy {
     }
 
     /// Brings in the pages of the runs, and with them gaps that are not worth a step.
-    fn populate(&self, source: &Mapping, advise: &AtomicBool) -> Result<()> {
-        let page = page_bytes() as u64;
-        let near = self.source_step <= self.run_bytes + GAP_BYTES;
-        let (ranges, range_bytes) = match near {
-            true => (1, (self.runs - 1) * self.source_step + self.run_bytes),
-            false => (self.runs, self.run_bytes),
-        };
-        for range in 0..ranges {
-            let start = self.source + range * self.source_step;
-            let begin = start / page * page;
-            let end = (start + range_bytes).next_multiple_of(page).min(source.size_bytes() as u64);
-            source.populate_range(begin, end - begin, advise)?;
+    fn populate(&self, source: &Mapping, reader: &Reader) -> Result<()> {
+        if self.source_step <= self.run_bytes + GAP_BYTES {
+            let size_bytes = (self.runs - 1) * self.source_step + self.run_bytes;
+            return reader.populate(source, self.source, size_bytes);
         }
-        Ok(())
+        (0..self.runs).try_for_each(|run| {
+            reader.populate(source, self.source + run * self.source_step, self.run_bytes)
+        })
     }
 
     fn run(&self, source: &Mapping, arena: &Arena) {

@@ -49,21 +49,12 @@ fn counting(root: &Path) -> Checkpoint {
     Checkpoint::open(root).unwrap()
 }
 
-fn mapped(checkpoint: &Checkpoint) -> Vec<Arc<Mapping>> {
-    checkpoint.shards.iter().map(|shard| Arc::new(Mapping::of_shard(shard).unwrap())).collect()
-}
-
 /// The numbers of a part.
-fn numbers(loaded: &Loaded, mappings: &[Arc<Mapping>], part: &Part) -> Vec<u32> {
-    let address = match part.packed {
-        Some(offset) => loaded.arena.address().as_ptr().wrapping_add(offset),
-        None => {
-            let begin = part.slice.contiguous().unwrap().start;
-            mappings[part.shard].address().as_ptr().wrapping_add(begin as usize)
-        }
-    };
-    // SAFETY: the part is inside the arena or the mapping, both of which outlive the slice.
-    let bytes = unsafe { slice::from_raw_parts(address, part.slice.size_bytes() as usize) };
+fn numbers(loaded: &Loaded, part: &Part) -> Vec<u32> {
+    let (address, _keeper) = loaded.memory(part);
+    // SAFETY: the part is inside the memory that the keeper holds until the end.
+    let bytes =
+        unsafe { slice::from_raw_parts(address.as_ptr(), part.slice.size_bytes() as usize) };
     bytes.chunks_exact(4).map(|value| u32::from_le_bytes(value.try_into().unwrap())).collect()
 }
 
@@ -71,12 +62,11 @@ fn numbers(loaded: &Loaded, mappings: &[Arc<Mapping>], part: &Part) -> Vec<u32> 
 fn every_rank_gets_its_numbers() {
     let root = tempfile::tempdir().unwrap();
     let checkpoint = counting(root.path());
-    let mappings = mapped(&checkpoint);
     for world_size in [1, 2] {
         for rank in 0..world_size {
             let share = (rank, world_size);
             let mut seen = (0, 0);
-            let loaded = read(&checkpoint, &mappings, &plan(), share, 3, |done, total| {
+            let loaded = read(&checkpoint, &plan(), share, 3, |done, total| {
                 assert!(done >= seen.0);
                 seen = (done, total);
                 Ok(())
@@ -85,7 +75,7 @@ fn every_rank_gets_its_numbers() {
             assert_eq!(seen.0, seen.1);
             assert_eq!(loaded.parts.len(), 7);
             for part in &loaded.parts {
-                let found = numbers(&loaded, &mappings, part);
+                let found = numbers(&loaded, part);
                 assert_eq!(
                     found,
                     expected(&part.tensor.name, &part.tensor.shape, rank, world_size)
@@ -123,7 +113,7 @@ fn expected(name: &str, shape: &[u64], rank: u64, world_size: u64) -> Vec<u32> {
 fn what_cannot_be_split_is_seen_before_anything_is_read() {
     let root = tempfile::tempdir().unwrap();
     let checkpoint = counting(root.path());
-    let outcome = read(&checkpoint, &mapped(&checkpoint), &plan(), (0, 4), 2, |_, _| {
+    let outcome = read(&checkpoint, &plan(), (0, 4), 2, |_, _| {
         panic!("nothing is read");
     });
     let error = outcome.unwrap_err();
@@ -137,7 +127,6 @@ fn the_watcher_stops_it() {
     let checkpoint = counting(root.path());
     let stop = Error::new(root.path(), Kind::Cancelled);
     let threads = populate_threads();
-    let outcome =
-        read(&checkpoint, &mapped(&checkpoint), &plan(), (0, 2), threads, |_, _| Err(stop.clone()));
+    let outcome = read(&checkpoint, &plan(), (0, 2), threads, |_, _| Err(stop.clone()));
     assert_eq!(outcome.unwrap_err(), stop);
 }
