@@ -169,18 +169,21 @@ def test_only_a_ranks_own_pages_come_in(disk: Path) -> None:
     for rank in range(4):
         parts.clear()  # mapped pages stay
         assert sl.evict(path).resident_bytes == 0
-        seen: list[tuple[int, int]] = []
+        last = (0, 0)
+
+        def progress(done: int, total: int) -> None:
+            nonlocal last
+            last = (done, total)
+
         with sl.open(path) as checkpoint:
-            parts = checkpoint.load_shard(
-                LLAMA, rank, 4, progress=lambda done, total: seen.append((done, total))
-            )
+            parts = checkpoint.load_shard(LLAMA, rank, 4, progress=progress)
         needed = sum(part.nbytes for part in parts.values())
         assert needed == 8 << 20
         # Whole folios, and what the kernel reads behind the header.
         edges = 4 * HUGE_PAGE_BYTES
         assert needed <= sl.residency(path).resident_bytes <= needed + edges < size
-        assert seen[-1][0] == seen[-1][1]
-        assert needed <= seen[-1][0] <= needed + (1 << 20)
+        assert last[0] == last[1]
+        assert needed <= last[0] <= needed + (1 << 20)
         assert all((part == n).all() for n, part in enumerate(parts.values()))
 
 

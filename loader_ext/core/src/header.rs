@@ -11,6 +11,7 @@ use serde::{Deserialize, de};
 
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result};
+use crate::names::first_repeated;
 
 /// Bytes of the little-endian length in front of the header.
 pub const LENGTH_BYTES: u64 = 8;
@@ -94,8 +95,7 @@ pub fn parse(file: &Path, header: &[u8], file_bytes: u64) -> Result<Header> {
         .map_err(|error| at_header(Kind::HeaderJson { reason: error.to_string() }))?;
 
     let metadata = parse_metadata(file, raw.metadata)?;
-    let mut seen = HashSet::with_capacity(raw.tensors.len());
-    if let Some((name, _)) = raw.tensors.iter().find(|(name, _)| !seen.insert(name.as_str())) {
+    if let Some(name) = first_repeated(raw.tensors.iter().map(|(name, _)| name.as_str())) {
         return Err(at_header(Kind::DuplicateName).tensor(name));
     }
     let mut tensors = raw

@@ -1,5 +1,6 @@
-//! Finds a tensor by its name, among thousands and without a copy of any name.
+//! Finds a tensor by its name, or a name that is there twice: among thousands, without copies.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_64;
@@ -45,11 +46,30 @@ impl NameIndex {
     }
 }
 
+/// The first name that was there before it.
+pub fn first_repeated<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Option<&'a str> {
+    let mut hashes: Vec<u64> = names.clone().map(|name| xxh3_64(name.as_bytes())).collect();
+    hashes.sort_unstable();
+    // Equal names have equal hashes; whether equal hashes have equal names is asked seldom.
+    if hashes.windows(2).all(|pair| pair[0] != pair[1]) {
+        return None;
+    }
+    let mut seen = HashSet::new();
+    names.into_iter().find(|name| !seen.insert(*name))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::checkpoint::Checkpoint;
     use crate::fixture::write_bytes;
+
+    #[test]
+    fn the_first_name_that_is_there_twice() {
+        assert_eq!(first_repeated(["a", "b", "c"].into_iter()), None);
+        assert_eq!(first_repeated(["a", "b", "c", "b", "a"].into_iter()), Some("b"));
+        assert_eq!(first_repeated([].into_iter()), None);
+    }
 
     #[test]
     fn every_name_is_found_and_no_other() {

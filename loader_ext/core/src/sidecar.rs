@@ -4,7 +4,7 @@
 //! `model.safetensors`), is bound to the header's bytes by their hash, and carries the digests of
 //! the file's chunks. The README describes every byte. Encoding and parsing are pure.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
@@ -13,6 +13,7 @@ use crate::digest::CHUNK_BYTES;
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result};
 use crate::header::{self, Header, LENGTH_BYTES, TensorRecord};
+use crate::names::first_repeated;
 
 /// What a sidecar's name ends with in place of `.safetensors`.
 pub const EXTENSION: &str = "stx";
@@ -188,7 +189,7 @@ pub fn parse(file: &Path, bytes: &[u8], text: &[u8], file_bytes: u64) -> Result<
     {
         return Err(invalid("its tables hold more than its records name"));
     }
-    if repeats(records, &tensors) {
+    if first_repeated(tensors.iter().map(|tensor| tensor.name.as_str())).is_some() {
         return Err(invalid("a name appears twice"));
     }
     let data_offset = LENGTH_BYTES + text.len() as u64;
@@ -274,16 +275,6 @@ impl<'a> Reader<'a> {
         self.name_begin = end;
         Some(text)
     }
-}
-
-/// Whether two tensors have one name. Equal names have equal hashes, which are checked by now.
-fn repeats(records: &[u8], tensors: &[TensorRecord]) -> bool {
-    let mut hashes: Vec<u64> =
-        records.chunks_exact(RECORD_BYTES).map(|record| u64_at(record, 0)).collect();
-    hashes.sort_unstable();
-    let mut names = HashSet::new();
-    hashes.windows(2).any(|pair| pair[0] == pair[1])
-        && !tensors.iter().all(|tensor| names.insert(tensor.name.as_str()))
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {

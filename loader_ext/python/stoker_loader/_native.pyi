@@ -33,7 +33,7 @@ class Checkpoint:
     ) -> dict[str, _T]: ...
     def load_shard(
         self,
-        rules: list[tuple[str, tuple[int, Sequence[int], bool] | None]],
+        rules: Sequence[tuple[str, tuple[int, Sequence[int], bool] | None]],
         rank: int,
         world_size: int,
         callback: _Progress,

@@ -131,7 +131,7 @@ class Checkpoint:
         anything is read, and what `load` raises.
         """
         rules = [
-            (pattern, split and (split.dimension, split.parts, split.heads))
+            (pattern, None if split is None else (split.dimension, split.parts, split.heads))
             for pattern, split in plan.rules
         ]
         native, views = self._map(), self._torch_views()

@@ -69,15 +69,17 @@ class TorchViews:
     def __init__(self, native: _native.Checkpoint, copied: Callable[[int], None]) -> None:
         """`copied` is told the bytes of each tensor that could not be a view."""
         import torch
+        from torch.utils.dlpack import from_dlpack
 
         self._torch = torch
+        self._from_dlpack = from_dlpack
         self._native = native
         self._copied = copied
         self._direct = [dtype for dtype in _DTYPES if self._is_direct(dtype)]
 
     def attach(self, source: _native.Checkpoint | _native.Parts) -> dict[str, torch.Tensor]:
         """All tensors of a source, in file order; those that are misaligned are copies."""
-        return source.attach(self._direct, self._torch.from_dlpack, self._from_bytes)
+        return source.attach(self._direct, self._from_dlpack, self._from_bytes)
 
     def tensor(self, record: Record) -> torch.Tensor:
         """One tensor; a copy if it is misaligned."""
@@ -85,7 +87,7 @@ class TorchViews:
         dtype, shape = (record.dtype, record.shape) if direct else ("U8", (record.size_bytes,))
         capsule = self._native.capsule(record.shard, record.offset_bytes, dtype, shape)
         if direct:
-            return self._torch.from_dlpack(capsule)
+            return self._from_dlpack(capsule)
         return self._from_bytes(record.name, record.dtype, record.shape, capsule)
 
     def _from_bytes(
@@ -93,7 +95,7 @@ class TorchViews:
     ) -> torch.Tensor:
         """The tensor that a capsule of bytes stands for."""
         wanted = torch_dtype(name, dtype)
-        raw = self._torch.from_dlpack(capsule)
+        raw = self._from_dlpack(capsule)
         if raw.data_ptr() % wanted.itemsize:
             self._copied(raw.nbytes)
             return raw.clone().view(wanted).view(shape)
@@ -103,14 +105,14 @@ class TorchViews:
 
     def _is_direct(self, dtype: str) -> bool:
         """Whether this torch knows the dtype and takes it by DLPack: asked, not looked up."""
-        wanted = getattr(self._torch, _DTYPES[dtype][0], None)
+        wanted: torch.dtype | None = getattr(self._torch, _DTYPES[dtype][0], None)
         if wanted is None:
             return False
         try:
-            made = self._torch.from_dlpack(self._native.capsule(0, 0, dtype, (0,)))
+            made = self._from_dlpack(self._native.capsule(0, 0, dtype, (0,)))
         except (BufferError, RuntimeError):
             return False
-        return made.dtype == wanted
+        return made.dtype is wanted
 
 
 def is_aligned(record: Record) -> bool:
