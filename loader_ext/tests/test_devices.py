@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 import stoker_loader as sl
 from fake_cuda import Living, StandIn, build
 from stoker_loader import _native, devices, errors
-from stoker_loader.tensors import Record, TorchViews
+from stoker_loader.images import ImageViews
+from stoker_loader.tensors import Record
 
 NOTHING = Living(0, 0, 0, 0, 0)
 RING = (4, 64 << 10)  # small, so that 64 MiB go round it a thousand times
@@ -199,7 +200,7 @@ def load(stand_in: StandIn, path: Path, count: int) -> list[dict[str, torch.Tens
         for number in range(count)
     ]
     devices.fill(native, files, leads, replicas, library=stand_in.path, ring=RING)
-    views = [TorchViews([i.untyped_storage() for i in r.images], leads) for r in replicas]
+    views = [ImageViews(r.images, leads) for r in replicas]
     return [{record.name: view.tensor(record) for record in records} for view in views]
 
 

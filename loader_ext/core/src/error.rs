@@ -117,6 +117,10 @@ kinds! {
     TrailingBytes { trailing_bytes: u64 }: "trailing_bytes" => "TrailingBytesError",
         "{trailing_bytes} bytes behind the last tensor belong to no tensor";
 
+    #[doc = "The binary sidecar of a header is damaged."]
+    SidecarInvalid { reason: String }: "sidecar_invalid" => "SidecarInvalidError",
+        "the sidecar is damaged: {reason}; remove it, or fetch the checkpoint again";
+
     #[doc = "The index of a sharded checkpoint is not the JSON it should be."]
     IndexInvalid { reason: String }: "index_invalid" => "IndexInvalidError",
         "the index is not valid: {reason}";
@@ -206,6 +210,15 @@ kinds! {
     #[doc = "A destination is not memory of the device that it was given for."]
     DeviceAddress { ordinal: u32, address: u64, size_bytes: u64 }: "device_address" => "DeviceAddressError",
         "the {size_bytes} bytes at {address:#x} are not memory of cuda:{ordinal}; allocate them there";
+    #[doc = "The plan of a tensor-parallel load makes no sense."]
+    PlanInvalid { reason: String }: "plan_invalid" => "PlanInvalidError",
+        "the plan is not valid: {reason}";
+    #[doc = "No rule of the plan is for this tensor."]
+    TensorUnplanned: "tensor_unplanned" => "TensorUnplannedError",
+        "no rule of the plan is for it; add one (\"*\" fits all that others leave)";
+    #[doc = "The plan cannot split a tensor of this shape among so many ranks."]
+    SplitMismatch { reason: String }: "split_mismatch" => "SplitMismatchError",
+        "the plan does not fit: {reason}; replicate it, or take another number of ranks";
 
     #[doc = "The progress callback raised, or a signal arrived."]
     Cancelled: "cancelled" => "LoadCancelledError",

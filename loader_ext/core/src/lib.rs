@@ -20,8 +20,11 @@ pub mod header;
 pub mod inventory;
 pub mod layout;
 pub mod mapping;
+pub mod names;
+pub mod parallel;
 pub mod pieces;
 pub mod residency;
+pub mod sidecar;
 
 #[cfg(test)]
 mod fixture;

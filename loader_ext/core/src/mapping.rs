@@ -142,8 +142,37 @@ impl Mapping {
         })
     }
 
+    /// Asks the kernel to read no further than a huge page around what is asked for, or with
+    /// `false` to read ahead again.
+    ///
+    /// Without it a populated range pulls in as much behind it as the device's read-ahead is.
+    pub(crate) fn read_exactly(&self, exactly: bool) -> Result<()> {
+        let advice = if exactly { libc::MADV_RANDOM } else { libc::MADV_NORMAL };
+        // SAFETY: the range is exactly the mapping, and the advice changes no byte.
+        let status = unsafe { libc::madvise(self.address.as_ptr().cast(), self.bytes, advice) };
+        if status == 0 { Ok(()) } else { Err(Error::last_os(&self.path, "MADV_RANDOM")) }
+    }
+
+    /// Whether all pages of a range that begins on a page are resident, as far as the kernel tells.
+    pub(crate) fn is_resident(&self, offset: u64, size_bytes: u64) -> Result<bool> {
+        let mut answers = vec![0u8; (size_bytes as usize).div_ceil(page_bytes())];
+        let start = self.address.as_ptr().wrapping_add(offset as usize).cast();
+        // SAFETY: the callers' ranges lie within the mapping, and there is a byte for each page.
+        let status =
+            unsafe { libc::mincore(start, size_bytes as usize, answers.as_mut_ptr().cast()) };
+        match status {
+            0 => Ok(answers.iter().all(|answer| answer & 1 == 1)),
+            _ => Err(Error::last_os(&self.path, "mincore")),
+        }
+    }
+
     /// Brings a range that begins on a page into the page cache and maps it.
-    fn populate_range(&self, offset: u64, size_bytes: u64, advise: &AtomicBool) -> Result<()> {
+    pub(crate) fn populate_range(
+        &self,
+        offset: u64,
+        size_bytes: u64,
+        advise: &AtomicBool,
+    ) -> Result<()> {
         let start = self.address.as_ptr().wrapping_add(offset as usize).cast();
         let mut tries = 0;
         while advise.load(Ordering::Relaxed) {

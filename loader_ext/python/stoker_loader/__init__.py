@@ -8,6 +8,7 @@ from stoker_loader.fetching import Fetched, FetchLimits, FetchStats, Source, fet
 from stoker_loader.identity import Digest, FileDigest, digest, verify
 from stoker_loader.modules import Assigned
 from stoker_loader.page_cache import Residency, evict, prefetch, residency
+from stoker_loader.plans import Plan, Split, llama_plan
 from stoker_loader.records import LoadStats, TensorInfo
 
 __all__ = [
@@ -21,13 +22,16 @@ __all__ = [
     "LayoutReport",
     "LoadStats",
     "LoaderError",
+    "Plan",
     "Residency",
     "Source",
+    "Split",
     "TensorInfo",
     "digest",
     "evict",
     "fetch",
     "layout",
+    "llama_plan",
     "load_file",
     "open",
     "open_arriving",

@@ -1,7 +1,7 @@
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import TypeAlias, final
+from typing import TypeAlias, TypeVar, final
 
 _Path: TypeAlias = str | os.PathLike[str]
 _Progress: TypeAlias = Callable[[int, int], object] | None
@@ -9,6 +9,9 @@ _File: TypeAlias = tuple[str, int, list[str]]
 _Digest: TypeAlias = tuple[str, list[_File]]
 _Transfer: TypeAlias = tuple[int, int, int, list[tuple[int, int]]]
 _Matrix: TypeAlias = tuple[int, bool, int]
+_Capsule: TypeAlias = object  # a PyCapsule, which has no name in Python 3.11
+_T = TypeVar("_T")
+_FromBytes: TypeAlias = Callable[[str, str, tuple[int, ...], _Capsule], _T]
 
 @final
 class Buffer:
@@ -19,14 +22,41 @@ class Buffer:
 class Checkpoint:
     def __new__(cls, path: _Path, patience: timedelta | None) -> Checkpoint: ...
     def shards(self) -> list[tuple[str, int]]: ...
-    def tensors(self) -> list[tuple[str, str, tuple[int, ...], int, int, int]]: ...
+    def headers(self) -> Headers: ...
     def metadata(self) -> dict[str, str]: ...
     def resident_bytes(self) -> int | None: ...
     def remote_bytes(self) -> int: ...
     def wait(self, shard: int, offset: int, size_bytes: int) -> None: ...
     def map(self) -> None: ...
     def populate(self, callback: _Progress, threads: int | None) -> int: ...
+    def capsule(
+        self, shard: int, offset_bytes: int, dtype: str, shape: Sequence[int]
+    ) -> _Capsule: ...
+    def attach(
+        self, dtypes: list[str], make: Callable[[_Capsule], _T], other: _FromBytes[_T]
+    ) -> dict[str, _T]: ...
+    def load_shard(
+        self,
+        rules: Sequence[tuple[str, tuple[int, Sequence[int], bool] | None]],
+        rank: int,
+        world_size: int,
+        callback: _Progress,
+        threads: int | None,
+    ) -> Parts: ...
     def buffer(self, shard: int) -> Buffer: ...
+
+@final
+class Headers:
+    def names(self) -> list[str]: ...
+    def record(self, name: str) -> tuple[str, str, tuple[int, ...], int, int, int] | None: ...
+
+@final
+class Parts:
+    @property
+    def packed_bytes(self) -> int: ...
+    def attach(
+        self, dtypes: list[str], make: Callable[[_Capsule], _T], other: _FromBytes[_T]
+    ) -> dict[str, _T]: ...
 
 @final
 class Kernels:

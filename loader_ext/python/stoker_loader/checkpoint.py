@@ -16,8 +16,9 @@ from stoker_loader import _native, devices
 from stoker_loader.errors import CheckpointClosedError, UnknownTensorError
 from stoker_loader.modules import Assigned, assign
 from stoker_loader.page_cache import Progress
+from stoker_loader.plans import Plan
 from stoker_loader.records import LoadStats, TensorInfo, dominating_tier, split_by_tier
-from stoker_loader.tensors import Record, TorchViews, numpy_view
+from stoker_loader.tensors import Record, TorchViews, is_aligned, numpy_view
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,8 +48,7 @@ class Checkpoint:
         self._native: _native.Checkpoint | None = _native.Checkpoint(path, patience)
         self._arriving = patience is not None
         self._files = self._native.shards()
-        self._records = [Record(*record) for record in self._native.tensors()]
-        self._by_name = {record.name: record for record in self._records}
+        self._headers = self._native.headers()
         self._lock = threading.Lock()
         self._views: TorchViews | None = None
         self._populated = False
@@ -78,7 +78,7 @@ class Checkpoint:
     @property
     def names(self) -> tuple[str, ...]:
         """The tensors' names in the order of the files."""
-        return tuple(self._by_name)
+        return tuple(self._headers.names())
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -127,10 +127,10 @@ class Checkpoint:
         if devices.is_cuda(target):
             return self.load_replicas([target], progress)[0]
         self.populate(progress)
-        views = self._torch_views()
+        native, views = self._open(), self._torch_views()
         with self._timed("attach"):
-            tensors = {record.name: self._attach(views, record) for record in self._records}
-        return tensors if target.type == "cpu" else self._to_device(tensors, target)
+            tensors = views.attach(native)
+        return self._to_device(tensors, target)
 
     def load_replicas(
         self, targets: Sequence[str | torch.device], progress: Progress | None = None
@@ -142,17 +142,46 @@ class Checkpoint:
         UnsupportedDtypeError. After an error no tensor is handed out.
         """
         native = self._map()
-        for shard, (_, size_bytes) in enumerate(self._files):
-            native.wait(shard, 0, size_bytes)  # no time at all for a file that is here
+        self._wait_for_all(native)
+        records = [self._record(name) for name in self._headers.names()]
         with self._timed("copy"):
-            replicas = devices.load(native, self._files, self._records, targets, progress)
+            replicas = devices.load(native, self._files, records, targets, progress)
         with self._timed("attach"):
             loaded = [
-                {record.name: views.tensor(record) for record in self._records}
-                for views in replicas
+                {record.name: views.tensor(record) for record in records} for views in replicas
             ]
-        self._copied_bytes += len(targets) * sum(record.size_bytes for record in self._records)
+        self._count_copied(len(targets) * sum(record.size_bytes for record in records))
         return loaded
+
+    def load_shard(
+        self,
+        plan: Plan,
+        rank: int,
+        world_size: int,
+        device: str | torch.device = "cpu",
+        progress: Progress | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Give what one rank of a tensor-parallel group needs of each tensor, reading no more.
+
+        What is in one piece in the file (replicated, rows) is a view of the mapping; the rest
+        (columns, rows of fused weights) is packed into memory of its own, which goes with the last
+        of those tensors. Raises PlanInvalidError, TensorUnplannedError, SplitMismatchError before
+        anything is read, and what `load` raises.
+        """
+        import torch
+
+        rules = [
+            (pattern, None if split is None else (split.dimension, split.parts, split.heads))
+            for pattern, split in plan.rules
+        ]
+        native, views = self._map(), self._torch_views()
+        self._wait_for_all(native)
+        with self._timed("populate"):
+            parts = native.load_shard(rules, rank, world_size, progress, None)
+        self._count_copied(parts.packed_bytes)
+        with self._timed("attach"):
+            tensors = views.attach(parts)
+        return self._to_device(tensors, torch.device(device))
 
     def tensor(self, name: str) -> torch.Tensor:
         """One tensor as a view; its pages come in when they are touched unless `populate` ran.
@@ -161,7 +190,7 @@ class Checkpoint:
         """
         record = self._record(name)
         self._wait(record)
-        return self._attach(self._torch_views(), record)
+        return self._torch_views().tensor(record)
 
     def fused(self, names: Sequence[str]) -> torch.Tensor | None:
         """The tensors as one view along dimension 0, or None if they do not lie so.
@@ -176,7 +205,9 @@ class Checkpoint:
             self._wait(record)
         first = records[0]
         rows = sum(record.shape[0] for record in records)
-        return self._torch_views().view(first, (rows, *first.shape[1:]))
+        size_bytes = sum(record.size_bytes for record in records)
+        fused = first._replace(shape=(rows, *first.shape[1:]), size_bytes=size_bytes)
+        return self._torch_views().tensor(fused) if is_aligned(fused) else None
 
     def numpy(self, name: str) -> np.ndarray[Any, Any]:
         """One tensor as an array over the mapping, without torch.
@@ -233,16 +264,21 @@ class Checkpoint:
         return native
 
     def _record(self, name: str) -> Record:
-        record = self._by_name.get(name)
-        if record is None:
+        found = self._headers.record(name)
+        if found is None:
             message = f"{self.path}: tensor {name!r}: the checkpoint has no tensor of this name"
             raise UnknownTensorError(message, file=self.path, tensor=name)
-        return record
+        return Record(*found)
 
     def _wait(self, record: Record) -> None:
         """Wait for a tensor's bytes, and no others."""
         if self._arriving:
             self._open().wait(record.shard, record.offset_bytes, record.size_bytes)
+
+    def _wait_for_all(self, native: _native.Checkpoint) -> None:
+        """Wait for whole files: no time at all for those that are here."""
+        for shard, (_, size_bytes) in enumerate(self._files):
+            native.wait(shard, 0, size_bytes)
 
     def _map(self) -> _native.Checkpoint:
         """Map the files, having looked once at what was resident before anything was touched."""
@@ -263,21 +299,18 @@ class Checkpoint:
         with self._lock:
             if self._views is None:
                 with self._timed("attach"):
-                    buffers = [native.buffer(shard) for shard in range(len(self._files))]
-                    self._views = TorchViews.of_buffers(buffers)
+                    self._views = TorchViews(native, self._count_copied)
             return self._views
 
-    def _attach(self, views: TorchViews, record: Record) -> torch.Tensor:
-        tensor = views.view(record)
-        if tensor is None:
-            tensor = views.copy(record)
-            self._copied_bytes += record.size_bytes
-        return tensor
+    def _count_copied(self, size_bytes: int) -> None:
+        self._copied_bytes += size_bytes
 
     def _to_device(
         self, tensors: dict[str, torch.Tensor], target: torch.device
     ) -> dict[str, torch.Tensor]:
-        self._copied_bytes += sum(record.size_bytes for record in self._records)
+        if target.type == "cpu":
+            return tensors
+        self._count_copied(sum(tensor.nbytes for tensor in tensors.values()))
         with self._timed("copy"):
             return {name: tensor.to(target) for name, tensor in tensors.items()}
 

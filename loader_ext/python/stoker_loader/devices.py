@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 from stoker_loader import _native
 from stoker_loader.errors import DeviceUnavailableError
+from stoker_loader.images import ImageViews
 from stoker_loader.page_cache import Progress
-from stoker_loader.tensors import Record, TorchViews
+from stoker_loader.tensors import Record
 
 if TYPE_CHECKING:
     import torch
@@ -46,15 +47,12 @@ def load(
     records: Sequence[Record],
     targets: Sequence[str | torch.device],
     progress: Progress | None,
-) -> list[TorchViews]:
+) -> list[ImageViews]:
     """Copy all files to each of the devices. Raises DeviceUnavailableError and what `fill` does."""
     leads = lead_bytes(len(files), records)
     replicas = [allocate(files, leads, resolve(target)) for target in targets]
     fill(native, files, leads, replicas, progress)
-    return [
-        TorchViews([image.untyped_storage() for image in replica.images], leads)
-        for replica in replicas
-    ]
+    return [ImageViews(replica.images, leads) for replica in replicas]
 
 
 def resolve(target: str | torch.device) -> torch.device:

@@ -10,7 +10,7 @@
     │   ├── HeaderStartError  HeaderJsonError  DuplicateNameError  MetadataError
     │   ├── UnknownDtypeError  BadShapeError  SizeOverflowError  SizeMismatchError
     │   └── BadOffsetError  OffsetsReversedError  DataTruncatedError  OverlapError  HoleError
-    │       TrailingBytesError
+    │       TrailingBytesError  SidecarInvalidError
     ├── ShardError                      the files of a sharded checkpoint contradict each other
     │   └── IndexInvalidError  ShardMissingError  IndexMismatchError  ShardDuplicateError
     ├── IntegrityError                  bytes are not what a digest says
@@ -19,6 +19,7 @@
     ├── RequestError                    what was asked for cannot be
     │   ├── ResidencyHiddenError  DigestInvalidError  DestinationExistsError
     │   ├── CheckpointClosedError  UnknownTensorError  UnsupportedDtypeError
+    │   ├── PlanInvalidError  TensorUnplannedError  SplitMismatchError
     │   └── ModuleMismatchError
     ├── FetchError                      bytes from elsewhere did not arrive
     │   ├── NoSourceError  SourceMissingError  SourceRefusedError  SourceChangedError
@@ -214,6 +215,12 @@ class TrailingBytesError(HeaderError):
     code = "trailing_bytes"
 
 
+class SidecarInvalidError(HeaderError):
+    """The binary sidecar of a header is damaged."""
+
+    code = "sidecar_invalid"
+
+
 class ShardError(LoaderError):
     """The files of a sharded checkpoint contradict each other."""
 
@@ -302,6 +309,24 @@ class DestinationExistsError(RequestError):
     """The destination of a layout exists already."""
 
     code = "destination_exists"
+
+
+class PlanInvalidError(RequestError):
+    """The plan of a tensor-parallel load makes no sense."""
+
+    code = "plan_invalid"
+
+
+class TensorUnplannedError(RequestError):
+    """No rule of the plan is for this tensor."""
+
+    code = "tensor_unplanned"
+
+
+class SplitMismatchError(RequestError):
+    """The plan cannot split a tensor of this shape among so many ranks."""
+
+    code = "split_mismatch"
 
 
 class CheckpointClosedError(RequestError):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stoker_loader import _native
 from stoker_loader.errors import UnsupportedDtypeError
@@ -49,77 +49,82 @@ class Record(NamedTuple):
     size_bytes: int
 
 
-def torch_dtype(record: Record) -> torch.dtype:
+def torch_dtype(name: str, dtype: str) -> torch.dtype:
     """The torch dtype of a tensor; raises UnsupportedDtypeError where torch has none."""
     import torch
 
-    dtype = getattr(torch, _dtype_names(record)[0], None)
-    if not isinstance(dtype, torch.dtype):
-        raise _unsupported(record, f"torch {torch.__version__}")
-    return dtype
+    found = getattr(torch, _dtype_names(name, dtype)[0], None)
+    if not isinstance(found, torch.dtype):
+        raise _unsupported(name, dtype, f"torch {torch.__version__}")
+    return found
 
 
 class TorchViews:
-    """Tensors over files in memory. Each keeps its file's memory alive, and nothing else does.
+    """Tensors over memory that the native side keeps, handed over by DLPack.
 
-    A tensor shares the storage of its whole file, but is no autograd view: it has its own version
-    counter, so writing to one tensor does not invalidate what autograd saved of another.
+    Each has a storage of its own, which is its range of that memory and keeps it alive, and its
+    own version counter: writing to one tensor does not invalidate what autograd saved of another.
     """
 
-    def __init__(
-        self, storages: Sequence[torch.UntypedStorage], leads: Sequence[int] | None = None
-    ) -> None:
-        """A storage for each file, whose byte 0 is that of the file, or the one at its lead."""
+    def __init__(self, native: _native.Checkpoint, copied: Callable[[int], None]) -> None:
+        """`copied` is told the bytes of each tensor that could not be a view."""
         import torch
+        from torch.utils.dlpack import from_dlpack
 
         self._torch = torch
-        self._storages = storages
-        self._leads = leads or [0] * len(storages)
-        self._empty: dict[str, torch.Tensor] = {}  # one tensor of each dtype, to make others from
+        self._from_dlpack = from_dlpack
+        self._native = native
+        self._copied = copied
+        self._direct = [dtype for dtype in _DTYPES if self._is_direct(dtype)]
 
-    @classmethod
-    def of_buffers(cls, buffers: Sequence[_native.Buffer]) -> Self:
-        """Views of mappings."""
-        import torch
-
-        return cls([torch.frombuffer(b, dtype=torch.uint8).untyped_storage() for b in buffers])
-
-    def view(self, record: Record, shape: tuple[int, ...] | None = None) -> torch.Tensor | None:
-        """The tensor without a copy (of another shape if given), or None if it is misaligned."""
-        empty = self._empty.get(record.dtype)
-        if empty is None:
-            device = self._storages[record.shard].device
-            empty = self._torch.empty(0, dtype=torch_dtype(record), device=device)
-            self._empty[record.dtype] = empty
-        offset, rest = divmod(self._leads[record.shard] + record.offset_bytes, empty.itemsize)
-        if rest:
-            return None
-        if shape is None:
-            shape = record.shape
-        # Twice as fast as slicing and viewing, which counts with thousands of tensors.
-        return empty.new_empty(0).set_(
-            self._storages[record.shard], offset, shape, row_major(shape)
-        )
+    def attach(self, source: _native.Checkpoint | _native.Parts) -> dict[str, torch.Tensor]:
+        """All tensors of a source, in file order; those that are misaligned are copies."""
+        return source.attach(self._direct, self._from_dlpack, self._from_bytes)
 
     def tensor(self, record: Record) -> torch.Tensor:
-        """The tensor as a view, or as a copy if it is misaligned."""
-        view = self.view(record)
-        return self.copy(record) if view is None else view
+        """One tensor; a copy if it is misaligned."""
+        direct = record.dtype in self._direct and is_aligned(record)
+        dtype, shape = (record.dtype, record.shape) if direct else ("U8", (record.size_bytes,))
+        capsule = self._native.capsule(record.shard, record.offset_bytes, dtype, shape)
+        if direct:
+            return self._from_dlpack(capsule)
+        return self._from_bytes(record.name, record.dtype, record.shape, capsule)
 
-    def copy(self, record: Record) -> torch.Tensor:
-        """The tensor in memory of its own, whatever its alignment."""
-        storage = self._storages[record.shard]
-        begin = self._leads[record.shard] + record.offset_bytes
-        raw = self._torch.empty(0, dtype=self._torch.uint8, device=storage.device)
-        raw.set_(storage, begin, (record.size_bytes,), (1,))
-        return raw.clone().view(torch_dtype(record)).view(record.shape)
+    def _from_bytes(
+        self, name: str, dtype: str, shape: tuple[int, ...], capsule: object
+    ) -> torch.Tensor:
+        """The tensor that a capsule of bytes stands for."""
+        wanted = torch_dtype(name, dtype)
+        raw = self._from_dlpack(capsule)
+        if raw.data_ptr() % wanted.itemsize:
+            self._copied(raw.nbytes)
+            return raw.clone().view(wanted).view(shape)
+        # A new tensor over the same storage: `raw.view(wanted)` would be an autograd view.
+        empty = self._torch.empty(0, dtype=wanted)
+        return empty.set_(raw.untyped_storage(), 0, shape, row_major(shape))
+
+    def _is_direct(self, dtype: str) -> bool:
+        """Whether this torch knows the dtype and takes it by DLPack: asked, not looked up."""
+        wanted: torch.dtype | None = getattr(self._torch, _DTYPES[dtype][0], None)
+        if wanted is None:
+            return False
+        try:
+            made = self._from_dlpack(self._native.capsule(0, 0, dtype, (0,)))
+        except (BufferError, RuntimeError):
+            return False
+        return made.dtype is wanted
+
+
+def is_aligned(record: Record) -> bool:
+    """Whether a tensor lies on a multiple of its element, so that it can be a view."""
+    return record.offset_bytes % torch_dtype(record.name, record.dtype).itemsize == 0
 
 
 def numpy_view(record: Record, buffer: _native.Buffer) -> np.ndarray[Any, Any]:
     """The array without a copy, of any alignment; bfloat16 as uint16, float8 as uint8."""
     import numpy as np
 
-    dtype = np.dtype(_dtype_names(record)[1])
+    dtype = np.dtype(_dtype_names(record.name, record.dtype)[1])
     flat: np.ndarray[Any, Any] = np.frombuffer(
         memoryview(buffer),
         dtype=dtype,
@@ -139,14 +144,12 @@ def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
-def _dtype_names(record: Record) -> tuple[str, str]:
-    names = _DTYPES.get(record.dtype)
+def _dtype_names(name: str, dtype: str) -> tuple[str, str]:
+    names = _DTYPES.get(dtype)
     if names is None:
-        raise _unsupported(record, "this package")
+        raise _unsupported(name, dtype, "this package")
     return names
 
 
-def _unsupported(record: Record, what: str) -> UnsupportedDtypeError:
-    return UnsupportedDtypeError(
-        f"tensor {record.name!r}: {what} has no dtype for {record.dtype}", tensor=record.name
-    )
+def _unsupported(name: str, dtype: str, what: str) -> UnsupportedDtypeError:
+    return UnsupportedDtypeError(f"tensor {name!r}: {what} has no dtype for {dtype}", tensor=name)

@@ -11,7 +11,7 @@ use super::numa::{self, Bound, Processors};
 use super::ring::{Ring, Shape};
 use super::source::Source;
 use crate::error::Result;
-use crate::pieces;
+use crate::pieces::{self, Step};
 
 /// Two, so that one copy is queued behind the one that runs, and the engine never idles.
 pub const STREAMS_PER_DEVICE: usize = 2;
@@ -138,7 +138,7 @@ impl Pipeline {
                 let chunk = chunks[number];
                 // SAFETY: the flight ends before this function does, so the caller's promise
                 // holds as long as any copy runs.
-                unsafe { flight.0.send(&transfers[chunk.transfer], chunk, number) }
+                unsafe { flight.0.send(&transfers[chunk.transfer], chunk, number) }.map(Step::Done)
             },
             watch,
         );
