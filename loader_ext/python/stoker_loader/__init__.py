@@ -3,15 +3,22 @@
 from stoker_loader.alignment import LayoutReport, layout
 from stoker_loader.checkpoint import Checkpoint, load_file
 from stoker_loader.checkpoint import open_checkpoint as open  # noqa: A004 - what users type
+from stoker_loader.convert import ConvertReport, convert
 from stoker_loader.errors import LoaderError
 from stoker_loader.identity import Digest, FileDigest, digest, verify
+from stoker_loader.lora import Adapter, open_adapter
+from stoker_loader.lora import switch as switch_adapters
+from stoker_loader.lora_hooks import Attached
 from stoker_loader.modules import Assigned
 from stoker_loader.page_cache import Residency, evict, prefetch, residency
 from stoker_loader.records import LoadStats, TensorInfo
 
 __all__ = [
+    "Adapter",
     "Assigned",
+    "Attached",
     "Checkpoint",
+    "ConvertReport",
     "Digest",
     "FileDigest",
     "LayoutReport",
@@ -19,12 +26,15 @@ __all__ = [
     "LoaderError",
     "Residency",
     "TensorInfo",
+    "convert",
     "digest",
     "evict",
     "layout",
     "load_file",
     "open",
+    "open_adapter",
     "prefetch",
     "residency",
+    "switch_adapters",
     "verify",
 ]

@@ -134,7 +134,7 @@ class Checkpoint:
             return None
         first = records[0]
         rows = sum(record.shape[0] for record in records)
-        return self._torch_views().view(first, (rows, *first.shape[1:]))
+        return self._torch_views().view(first._replace(shape=(rows, *first.shape[1:])))
 
     def numpy(self, name: str) -> np.ndarray[Any, Any]:
         """One tensor as an array over the mapping, without torch.

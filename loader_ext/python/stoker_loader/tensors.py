@@ -13,9 +13,13 @@ if TYPE_CHECKING:
 
 # The format's names -> attributes of torch, and what numpy calls the same bits. numpy has no
 # bfloat16 and no float8: those come as unsigned integers of the same size, to be viewed by
-# whoever has a dtype for them (`ml_dtypes`).
-_DTYPES = {
+# whoever has a dtype for them (`ml_dtypes`). Nobody has the packed 6-bit types, and numpy no
+# packed one.
+_DTYPES: dict[str, tuple[str | None, str | None]] = {
     "BOOL": ("bool", "bool"),
+    "F4": ("float4_e2m1fn_x2", None),
+    "F6_E2M3": (None, None),
+    "F6_E3M2": (None, None),
     "U8": ("uint8", "uint8"),
     "I8": ("int8", "int8"),
     "F8_E5M2": ("float8_e5m2", "uint8"),
@@ -37,6 +41,10 @@ _DTYPES = {
 }
 
 
+# One torch element is a byte of two values, so torch's last dimension is half the format's.
+PAIRED = "F4"
+
+
 class Record(NamedTuple):
     """A tensor as the core lists it; `shard` is a number, `offset_bytes` counts from file start."""
 
@@ -52,10 +60,30 @@ def torch_dtype(record: Record) -> torch.dtype:
     """The torch dtype of a tensor; raises UnsupportedDtypeError where torch has none."""
     import torch
 
-    dtype = getattr(torch, _dtype_names(record)[0], None)
+    name, _ = _DTYPES[record.dtype]
+    dtype = getattr(torch, name, None) if name else None
     if not isinstance(dtype, torch.dtype):
-        raise _unsupported(record, f"torch {torch.__version__}")
+        raise _unsupported(record, f"torch {torch.__version__} has no dtype for {record.dtype}")
     return dtype
+
+
+def torch_shape(record: Record) -> tuple[int, ...]:
+    """The shape that torch gives a tensor; raises UnsupportedDtypeError where it has none."""
+    if record.dtype != PAIRED:
+        return record.shape
+    *outer, last = record.shape
+    if last % 2:
+        reason = f"torch pairs {PAIRED} along the last dimension, which is odd in {record.shape}"
+        raise _unsupported(record, reason)
+    return (*outer, last // 2)
+
+
+def format_name(dtype: torch.dtype) -> str | None:
+    """The format's name of a torch dtype, or None if it has none."""
+    attribute = str(dtype).removeprefix("torch.")
+    return next(
+        (name for name, (torch_name, _) in _DTYPES.items() if torch_name == attribute), None
+    )
 
 
 class TorchViews:
@@ -74,8 +102,8 @@ class TorchViews:
         ]
         self._empty: dict[str, torch.Tensor] = {}  # one tensor of each dtype, to make others from
 
-    def view(self, record: Record, shape: tuple[int, ...] | None = None) -> torch.Tensor | None:
-        """The tensor without a copy (of another shape if given), or None if it is misaligned."""
+    def view(self, record: Record) -> torch.Tensor | None:
+        """The tensor without a copy, or None if it is misaligned."""
         empty = self._empty.get(record.dtype)
         if empty is None:
             empty = self._torch.empty(0, dtype=torch_dtype(record))
@@ -83,8 +111,7 @@ class TorchViews:
         offset, rest = divmod(record.offset_bytes, empty.itemsize)
         if rest:
             return None
-        if shape is None:
-            shape = record.shape
+        shape = torch_shape(record)
         # Twice as fast as slicing and viewing, which counts with thousands of tensors.
         return empty.new_empty(0).set_(
             self._storages[record.shard], offset, shape, row_major(shape)
@@ -94,14 +121,17 @@ class TorchViews:
         """The tensor in memory of its own, whatever its alignment."""
         raw = self._torch.empty(0, dtype=self._torch.uint8)
         raw.set_(self._storages[record.shard], record.offset_bytes, (record.size_bytes,), (1,))
-        return raw.clone().view(torch_dtype(record)).view(record.shape)
+        return raw.clone().view(torch_dtype(record)).view(torch_shape(record))
 
 
 def numpy_view(record: Record, buffer: _native.Buffer) -> np.ndarray[Any, Any]:
     """The array without a copy, of any alignment; bfloat16 as uint16, float8 as uint8."""
     import numpy as np
 
-    dtype = np.dtype(_dtype_names(record)[1])
+    name = _DTYPES[record.dtype][1]
+    if name is None:
+        raise _unsupported(record, f"numpy has no dtype for {record.dtype}")
+    dtype = np.dtype(name)
     flat: np.ndarray[Any, Any] = np.frombuffer(
         memoryview(buffer),
         dtype=dtype,
@@ -121,14 +151,5 @@ def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
-def _dtype_names(record: Record) -> tuple[str, str]:
-    names = _DTYPES.get(record.dtype)
-    if names is None:
-        raise _unsupported(record, "this package")
-    return names
-
-
-def _unsupported(record: Record, what: str) -> UnsupportedDtypeError:
-    return UnsupportedDtypeError(
-        f"tensor {record.name!r}: {what} has no dtype for {record.dtype}", tensor=record.name
-    )
+def _unsupported(record: Record, reason: str) -> UnsupportedDtypeError:
+    return UnsupportedDtypeError(f"tensor {record.name!r}: {reason}", tensor=record.name)
