@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,14 +38,20 @@ TENSOR_NAME = re.compile(
     r"base_model\.model\.(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])"
     r"(?(embedding)|\.weight)"
 )
+# peft saves the weight of an embedding or head beside its adapter, changed or not.
+COPY_NAME = re.compile(r"base_model\.model\.(?P<module>.+?)(\.base_layer)?\.weight")
 
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """An adapter in memory; its pairs live as long as anything that it is attached to."""
+    """An adapter in memory; its pairs live as long as anything that it is attached to.
+
+    `copies` are weights of the base model by module, that peft saved along: they must be its.
+    """
 
     path: Path
     pairs: tuple[LoraPair, ...]
+    copies: Mapping[str, torch.Tensor]
     stats: LoadStats
 
     def attach(self, model: torch.nn.Module, name: str = "default") -> Attached:
@@ -58,7 +65,7 @@ class Adapter:
             raise AdapterNameError(
                 f"{self.path}: an adapter {name!r} is attached already; detach it, or name another"
             )
-        matched = match(model, self.pairs, file=str(self.path))
+        matched = match(model, self.pairs, self.copies, file=str(self.path))
         attached = Attached(name, self.path)
         for pair, module in matched:
             device = next(module.parameters()).device
@@ -82,8 +89,13 @@ def open_adapter(path: str | os.PathLike[str]) -> Adapter:
         tensors = checkpoint.load()
         stats = checkpoint.stats
     sides: dict[tuple[str, bool], dict[str, torch.Tensor]] = {}
+    copies: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         found = TENSOR_NAME.fullmatch(name)
+        copied = COPY_NAME.fullmatch(name) if found is None and ".lora_" not in name else None
+        if copied is not None:
+            copies[copied["module"]] = tensor
+            continue
         if found is None:
             raise AdapterUnsupportedError(
                 f"{file}: tensor {name!r}: is no factor of plain LoRA; merge this adapter into its"
@@ -101,7 +113,7 @@ def open_adapter(path: str | os.PathLike[str]) -> Adapter:
         pairs.append(LoraPair(module, pair["A"], pair["B"], scale, of_embedding))
     if not pairs:
         raise _invalid(file, "it holds no tensors")
-    return Adapter(directory, tuple(pairs), stats)
+    return Adapter(directory, tuple(pairs), copies, stats)
 
 
 def switch(model: torch.nn.Module, *names: str) -> None:

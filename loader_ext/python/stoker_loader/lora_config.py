@@ -21,7 +21,7 @@ MAX_CONFIG_BYTES = 8 << 20
 MAX_PATTERN_CHARACTERS = 200
 # Of these some matter in training alone, and the others are in the tensors' names already.
 IRRELEVANT = frozenset({
-    "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying",
+    "auto_mapping", "base_model_name_or_path", "corda_config",
     "eva_config", "exclude_modules", "inference_mode", "layers_pattern", "layers_to_transform",
     "loftq_config", "lora_dropout", "lora_ga_config", "megatron_core", "peft_version",
     "qalora_group_size", "revision", "runtime_config", "target_modules", "task_type",

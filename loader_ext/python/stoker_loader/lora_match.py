@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -37,9 +37,16 @@ class LoraPair:
 
 
 def match(
-    model: torch.nn.Module, pairs: Sequence[LoraPair], *, file: str
+    model: torch.nn.Module,
+    pairs: Sequence[LoraPair],
+    copies: Mapping[str, torch.Tensor],
+    *,
+    file: str,
 ) -> list[tuple[LoraPair, torch.nn.Module]]:
-    """Each pair with its module. Raises AdapterMismatchError, which lists every misfit."""
+    """Each pair with its module. `copies` of weights must equal the model's own, by module.
+
+    Raises AdapterMismatchError, which lists every misfit.
+    """
     modules = dict(model.named_modules(remove_duplicate=False))
     missing: list[str] = []
     fused: list[str] = []
@@ -58,6 +65,9 @@ def match(
         if reason is not None:
             mismatched.append(f"{pair.module} ({reason})")
         matched.append((pair, module))
+    for name, copy in copies.items():
+        if not _equals_own(modules.get(name), copy):
+            mismatched.append(f"{name} (the adapter comes with another weight for it)")
     if missing or fused or mismatched:
         raise _mismatch(file, missing, fused, mismatched)
     return matched
@@ -86,6 +96,15 @@ def _misfit(module: torch.nn.Module, pair: LoraPair) -> str | None:
     if found != wanted:
         return f"model {wanted[0]} to {wanted[1]}, adapter {found[0]} to {found[1]}"
     return None
+
+
+def _equals_own(module: torch.nn.Module | None, copy: torch.Tensor) -> bool:
+    import torch
+
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, torch.Tensor) or weight.is_meta or weight.shape != copy.shape:
+        return False
+    return torch.equal(weight.detach(), copy.to(device=weight.device, dtype=weight.dtype))
 
 
 def _fused_into(modules: dict[str, torch.nn.Module], name: str) -> str | None:
