@@ -121,13 +121,16 @@ def limit(limits: Limits) -> None:
 
 def forbid_effects() -> None:
     """Make every effect that Python code could have raise WallTouchedError, from here on."""
-    sys.addaudithook(_refuse)
+    # Names of this call alone: nobody switches the hook off by giving the module's new values.
+    forbidden, reading, writing, touched = FORBIDDEN, READING, WRITING, WallTouchedError
+    starts_with, is_a, integer = str.startswith, isinstance, int
 
+    def refuse(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "open":
+            flags = arguments[2]
+            if is_a(flags, integer) and flags & writing:
+                raise touched(f"opening {arguments[0]!r} to write")
+        elif starts_with(event, forbidden) and event not in reading:
+            raise touched(event)
 
-def _refuse(event: str, arguments: tuple[object, ...]) -> None:
-    if event == "open":
-        flags = arguments[2]
-        if isinstance(flags, int) and flags & WRITING:
-            raise WallTouchedError(f"opening {arguments[0]!r} to write")
-    elif event.startswith(FORBIDDEN) and event not in READING:
-        raise WallTouchedError(event)
+    sys.addaudithook(refuse)
