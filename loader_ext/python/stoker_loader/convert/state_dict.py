@@ -38,6 +38,10 @@ def select(loaded: object, file: str) -> Weights:
     Raises PickleInvalidError if there are no tensors, EntryRefusedError for any other entry.
     """
     entries, skipped = _unwrapped(loaded)
+    if not any(_is_tensor(value) for value in entries.values()):
+        raise PickleInvalidError(
+            f"{file}: holds no tensors by name; name the file with the model's weights", file=file
+        )
     tensors: dict[str, torch.Tensor] = {}
     for name, value in entries.items():
         if _is_tensor(value) and isinstance(name, str):
@@ -51,10 +55,6 @@ def select(loaded: object, file: str) -> Weights:
                 file=file,
                 tensor=str(name),
             )
-    if not tensors:
-        raise PickleInvalidError(
-            f"{file}: holds no tensors by name; name the file with the model's weights", file=file
-        )
     return Weights(_without_prefixes(tensors), tuple(skipped))
 
 
