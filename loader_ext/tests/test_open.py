@@ -126,7 +126,7 @@ def test_packed_dtypes_are_named_in_the_error(write_file: object) -> None:
         assert checkpoint.info("w").size_bytes == 3
         with pytest.raises(UnsupportedDtypeError, match=r"'w'.*no dtype for F6_E2M3"):
             checkpoint.load()
-        with pytest.raises(UnsupportedDtypeError, match="no dtype for F4"):
+        with pytest.raises(UnsupportedDtypeError, match="no dtype for F6_E2M3"):
             checkpoint.numpy("w")
 
 

@@ -114,6 +114,60 @@ if libc.mount(None, b"/", None, 32, None):  # MS_REMOUNT: writable again
     assert facts["NoNewPrivs"] == "1"
 
 
+CALLS = """
+import os
+from stoker_loader.convert import sandbox
+from stoker_loader.convert.system_calls import forbid_system_calls
+sandbox.give_up_privileges(os.getppid())
+if not forbid_system_calls():
+    raise SystemExit("no filter")
+"""
+
+
+@pytest.fixture(scope="module")
+def system_calls() -> None:
+    if attempt(CALLS, "").returncode != 0:
+        pytest.skip("no filter of system calls for this processor, or not in this kernel")
+
+
+@pytest.mark.usefixtures("system_calls")
+@pytest.mark.parametrize(
+    "action",
+    [
+        "import socket; socket.socket()",
+        "import socket; socket.socketpair()",
+        "os.fork()",
+        "os.execv('/bin/true', ['true'])",
+        "import subprocess; subprocess.run(['true'])",
+        "os.kill(os.getppid(), 0)",
+        "import threading; threading.Thread(target=print).start()",
+    ],
+    ids=["socket", "socketpair", "fork", "exec", "process", "kill", "thread"],
+)
+def test_the_kernel_refuses_system_calls(action: str) -> None:
+    refused = attempt(CALLS, action)
+    assert refused.returncode == 1
+    assert "Operation not permitted" in refused.stderr or "can't start new" in refused.stderr
+    assert attempt("import os", action).returncode == 0
+
+
+@pytest.mark.usefixtures("system_calls")
+def test_the_kernel_refuses_a_raw_connection_too() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        action = raw_connect(f"127.0.0.1:{server.getsockname()[1]}")
+        assert "connect" in attempt(CALLS, action).stderr
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
+@pytest.mark.usefixtures("system_calls")
+def test_the_kernel_lets_read_and_compute(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("read me")
+    action = f"assert open({str(tmp_path / 'x')!r}).read(); import mmap; mmap.mmap(-1, 4096)"
+    assert attempt(CALLS, action).stdout == "done\n"
+
+
 EFFECTS = {
     "socket": "socket.socket()",
     "socketpair": "socket.socketpair()",

@@ -7,6 +7,7 @@ import sys
 
 from stoker_loader.convert import sandbox
 from stoker_loader.convert.job import Job, Message, Outcome, Progressed, encode
+from stoker_loader.convert.system_calls import forbid_system_calls
 from stoker_loader.errors import (
     ConversionFailedError,
     ConversionLimitError,
@@ -58,6 +59,8 @@ def _do(job: Job, advance: Progress) -> Outcome:
 
     from_pickle.get_ready()
     sandbox.limit(job.limits)
+    if forbid_system_calls():
+        walls.append("system calls")
     sandbox.forbid_effects()
     tied, skipped = from_pickle.rewrite(job, advance)
     return Outcome((*walls, "limits", "audit hook", "weights_only"), tied, skipped)

@@ -5,6 +5,8 @@ Each wall stands alone, and each says whether it holds:
 - `namespaces`: no network but a loopback that is down, and every mount read-only. What the child
   writes goes through descriptors that it was given. Held by the kernel, where it allows them.
 - `privileges`: no capability, and none to be had from a set-uid program.
+- `system calls`: no sockets, no processes, no program, no other process's memory, whoever asks.
+  Held by the kernel (seccomp) where it knows the processor's numbers below.
 - `limits`: address space, processor time, length of files, open files, processes, core dumps.
 - `audit hook`: no sockets, processes, files to write, changes to the file system or foreign
   functions from Python, which is all that a pickle can call. It cannot be taken out again (PEP
@@ -19,6 +21,7 @@ import resource
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 from stoker_loader.convert.limits import Limits
 
@@ -125,7 +128,7 @@ def forbid_effects() -> None:
     forbidden, reading, writing, touched = FORBIDDEN, READING, WRITING, WallTouchedError
     starts_with, is_a, integer = str.startswith, isinstance, int
 
-    def refuse(event: str, arguments: tuple[object, ...]) -> None:
+    def refuse(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":
             flags = arguments[2]
             if is_a(flags, integer) and flags & writing:
