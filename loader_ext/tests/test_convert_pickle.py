@@ -8,6 +8,7 @@ import os
 import pickle
 import socket
 import subprocess
+import sys
 import zipfile
 from argparse import Namespace
 from collections import OrderedDict
@@ -337,3 +338,36 @@ def test_an_adapter_that_was_pickled(disk: Path) -> None:
     sl.convert(source, disk / "made")
     [pair] = sl.open_adapter(disk / "made").pairs
     assert (pair.module, pair.scale) == ("x", 2.0)
+
+
+# Forbids the system call that makes namespaces, as Docker's own filter does.
+IN_A_CONTAINER = """
+import sys, stoker_loader
+from stoker_loader.convert import sandbox, system_calls
+for architecture, number in ((system_calls.X86_64, 272), (system_calls.AARCH64, 97)):
+    architecture[2].clear()
+    architecture[2]["unshare"] = number
+assert sandbox.give_up_privileges(__import__("os").getppid())
+if not system_calls.forbid_system_calls():
+    raise SystemExit(77)
+for source in sys.argv[2:]:
+    try:
+        report = stoker_loader.convert(source, sys.argv[1])
+        print(",".join(report.walls))
+    except stoker_loader.LoaderError as error:
+        print(error.code)
+"""
+
+
+def test_where_namespaces_are_forbidden_the_other_walls_hold(disk: Path) -> None:
+    good = saved(disk, {"a": A}, "good.pt")
+    bad = saved(disk, {"a": hostile(disk, 0)["shell"]}, "bad.pt")
+    command = [sys.executable, "-c", IN_A_CONTAINER, disk / "made", bad, good]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode == 77:
+        pytest.skip("this kernel has no filters of system calls")
+    refused, walls = done.stdout.splitlines()
+    assert refused == "pickle_unsafe"
+    assert "namespaces" not in walls
+    assert {*WALLS, "system calls"} == set(walls.split(","))
+    assert equal(sl.load_file(disk / "made"), {"a": A})
