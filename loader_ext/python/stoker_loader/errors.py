@@ -32,27 +32,28 @@ Every leaf has a stable `code`, and each error of the native core is exactly one
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-
-class LoaderError(Exception):
-    """Base of the tree. `file`, `tensor` and `offset` (a byte of the file) where they are known."""
-
-    code: ClassVar[str] = "loader_error"
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        file: str | None = None,
-        tensor: str | None = None,
-        offset: int | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.message = message
-        self.file = file
-        self.tensor = tensor
-        self.offset = offset
+# All are found here; the branches of conversion and adapters are defined in files of their own.
+# isort: off - it would make each of these names a statement
+from stoker_loader.adapter_errors import (
+    AdapterError as AdapterError,
+    AdapterInvalidError as AdapterInvalidError,
+    AdapterMismatchError as AdapterMismatchError,
+    AdapterNameError as AdapterNameError,
+    AdapterUnsupportedError as AdapterUnsupportedError,
+)
+from stoker_loader.conversion_errors import (
+    ConversionBusyError as ConversionBusyError,
+    ConversionError as ConversionError,
+    ConversionFailedError as ConversionFailedError,
+    ConversionLimitError as ConversionLimitError,
+    EntryRefusedError as EntryRefusedError,
+    MissingPackageError as MissingPackageError,
+    PickleInvalidError as PickleInvalidError,
+    PickleUnsafeError as PickleUnsafeError,
+    SourceFormatError as SourceFormatError,
+)
+from stoker_loader.error_base import LoaderError as LoaderError
+# isort: on
 
 
 class StorageError(LoaderError):
@@ -345,100 +346,6 @@ class ModuleMismatchError(RequestError):
         self.missing = missing
         self.unexpected = unexpected
         self.mismatched = mismatched
-
-
-class ConversionError(LoaderError):
-    """A checkpoint of another format could not be converted."""
-
-
-class SourceFormatError(ConversionError):
-    """It is not clear which of the source's files holds the weights, or none does."""
-
-    code = "source_format"
-
-
-class MissingPackageError(ConversionError):
-    """Converting from this format needs a package that is not installed."""
-
-    code = "missing_package"
-
-
-class PickleUnsafeError(ConversionError):
-    """The pickle asks for more than tensors and plain containers; nothing of that ran."""
-
-    code = "pickle_unsafe"
-
-
-class PickleInvalidError(ConversionError):
-    """The pickle cannot be read, or holds no tensors."""
-
-    code = "pickle_invalid"
-
-
-class EntryRefusedError(ConversionError):
-    """An entry of the weights is no tensor, or one that safetensors cannot hold."""
-
-    code = "entry_refused"
-
-
-class ConversionLimitError(ConversionError):
-    """Reading the source needed more memory, time or room than a file of its length may."""
-
-    code = "conversion_limit"
-
-
-class ConversionFailedError(ConversionError):
-    """The reader of a format failed; the message has its words."""
-
-    code = "conversion_failed"
-
-
-class ConversionBusyError(ConversionError):
-    """Another conversion is writing the same destination."""
-
-    code = "conversion_busy"
-
-
-class AdapterError(LoaderError):
-    """A LoRA adapter cannot be used, or not with this model."""
-
-
-class AdapterInvalidError(AdapterError):
-    """The adapter's configuration and tensors are not what peft writes."""
-
-    code = "adapter_invalid"
-
-
-class AdapterUnsupportedError(AdapterError):
-    """The adapter needs something that is not plain LoRA; the message names it."""
-
-    code = "adapter_unsupported"
-
-
-class AdapterMismatchError(AdapterError):
-    """An adapter and a model do not fit; the three tuples name every module that does not."""
-
-    code = "adapter_mismatch"
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        file: str | None = None,
-        missing: tuple[str, ...] = (),
-        fused: tuple[str, ...] = (),
-        mismatched: tuple[str, ...] = (),
-    ) -> None:
-        super().__init__(message, file=file)
-        self.missing = missing
-        self.fused = fused
-        self.mismatched = mismatched
-
-
-class AdapterNameError(AdapterError):
-    """An adapter of this name is attached to the model already, or none is."""
-
-    code = "adapter_name"
 
 
 class LoadCancelledError(LoaderError):
