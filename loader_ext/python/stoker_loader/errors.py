@@ -33,7 +33,8 @@ Every leaf has a stable `code`, and each error of the native core is exactly one
 from __future__ import annotations
 
 # All are found here; the branches of conversion and adapters are defined in files of their own.
-# isort: off - it would make each of these names a statement
+# (isort would make each of their names a statement.)
+# isort: off
 from stoker_loader.adapter_errors import (
     AdapterError as AdapterError,
     AdapterInvalidError as AdapterInvalidError,
