@@ -72,6 +72,58 @@ def test_floats_are_cast_and_the_configuration_says_so(
         assert checkpoint.metadata["a"] == "b"
 
 
+def test_a_value_that_a_cast_would_make_infinite_is_an_error(disk: Path) -> None:
+    tensors = {"fits": torch.tensor([6e4, float("inf"), float("nan")]), "w": torch.tensor([7e4])}
+    save_file(tensors, disk / "x.safetensors")
+    with pytest.raises(errors.EntryRefusedError, match=r"'w': has values beyond torch\.float16"):
+        sl.convert(disk / "x.safetensors", disk / "made", dtype="f16")
+    assert left_behind(disk) == []
+    sl.convert(disk / "x.safetensors", disk / "made", dtype="bf16")
+    found = sl.load_file(disk / "made")
+    assert found["fits"].isinf().tolist() == [False, True, False]
+
+
+WITHOUT_LIBRARIES = """
+import sys
+for name in ("torch", "numpy", "safetensors", "transformers", "rich"):
+    sys.modules[name] = None  # as if they were not installed
+import stoker_loader
+print(stoker_loader.convert(sys.argv[1], sys.argv[3]).layout.digest.root)
+try:
+    stoker_loader.convert(sys.argv[2], sys.argv[4])
+except stoker_loader.LoaderError as error:
+    print(error)
+"""
+
+
+def test_safetensors_are_converted_without_any_library(
+    decoder: tuple[Path, dict], disk: Path
+) -> None:
+    torch.save({"a": torch.ones(2)}, disk / "model.pt")
+    command = [sys.executable, "-c", WITHOUT_LIBRARIES, decoder[0], disk / "model.pt"]
+    done = subprocess.run([*command, disk / "one", disk / "two"], capture_output=True, text=True)
+    root, missing = done.stdout.splitlines()
+    assert root == sl.digest(disk / "one").root
+    assert missing == "converting this needs torch; install with: pip install torch"
+
+
+@pytest.mark.parametrize("limit", ["64k", "700k"], ids=["reading", "laying out"])
+def test_a_full_disk_is_an_error_and_leaves_nothing(disk: Path, limit: str) -> None:
+    """The weights need 512 KiB, once to be read and once to be laid out."""
+    torch.save({"w": torch.zeros(1 << 17)}, disk / "model.pt")
+    small = disk / "small"
+    small.mkdir()
+    shell = f"mount -t tmpfs -o size={limit} none $1 && shift && $@; echo $?; ls -A {small}"
+    unshare = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", shell, "sh", small]
+    done = subprocess.run(
+        [*unshare, *COMMAND, disk / "model.pt", small / "made"], capture_output=True, text=True
+    )
+    if "unshare" in done.stderr:
+        pytest.skip("this kernel or container allows no namespaces")
+    assert done.stdout == "1\n"
+    assert "No space left on device" in done.stderr
+
+
 def test_what_cannot_be_told_apart(disk: Path) -> None:
     with pytest.raises(errors.CheckpointNotFoundError):
         sl.convert(disk / "gone", disk / "made")

@@ -216,6 +216,12 @@ def test_entries_that_are_no_plain_tensors(
     assert caught.value.tensor == "w"
 
 
+@pytest.mark.parametrize("name", ["__metadata__", "half\ud800"])
+def test_names_that_the_format_cannot_hold(disk: Path, name: str) -> None:
+    with pytest.raises(errors.EntryRefusedError, match="is of a name, which safetensors cannot"):
+        read(disk, saved(disk, {name: A}))
+
+
 @pytest.mark.parametrize("content", [{}, [A], A, {"epoch": 1}, {"state_dict": {}}, 7])
 def test_pickles_without_named_tensors(disk: Path, content: object) -> None:
     with pytest.raises(errors.PickleInvalidError, match="holds no tensors by name"):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # Integers are indices and 8-bit and 4-bit floats have scales of their own: those stay.
 CAST_FROM = ("BF16", "F16", "F32", "F64")
+METADATA = "__metadata__"  # which no tensor may be called
 HEADER_ALIGNMENT_BYTES = 8  # the largest element of the format
 
 
@@ -55,7 +56,7 @@ def plan(
 
     Raises EntryRefusedError for a tensor that the format cannot hold.
     """
-    document: dict[str, object] = {"__metadata__": dict(metadata)}
+    document: dict[str, object] = {METADATA: dict(metadata)}
     placed: list[Placed] = []
     end_bytes = 0
     written = {name: _written_as(name, tensor, dtype, file) for name, tensor in tensors.items()}
@@ -94,8 +95,8 @@ def write(descriptor: int, planned: Plan, advance: Progress) -> None:
     """Write a file to an empty descriptor, calling `advance` after each tensor.
 
     No tensor is copied on its way unless it is neither contiguous nor cast. The room is reserved
-    first, so that a full disk is an error here and not a signal later. Raises StorageError, and
-    what `advance` raises.
+    first, so that a full disk is an error here and not a signal later. Raises StorageError,
+    EntryRefusedError for a value that the dtype cannot hold, and what `advance` raises.
     """
     import torch
 
@@ -113,8 +114,17 @@ def write(descriptor: int, planned: Plan, advance: Progress) -> None:
         if source.dtype == item.dtype:
             place.copy_(source.contiguous().reshape(-1).view(torch.uint8))
         else:
-            place.view(item.dtype).view(source.shape).copy_(source)
+            _cast(source, place.view(item.dtype).view(source.shape), item.name)
         advance(item.offset_bytes + item.size_bytes, planned.file_bytes)
+
+
+def _cast(source: torch.Tensor, place: torch.Tensor, name: str) -> None:
+    """Copy with rounding; a finite number that the narrower type makes infinite is an error."""
+    place.copy_(source)
+    if place.isinf().any() and not place.isinf().equal(source.isinf()):
+        raise EntryRefusedError(
+            f"tensor {name!r}: has values beyond {place.dtype}; choose another dtype", tensor=name
+        )
 
 
 def _written_as(
@@ -123,7 +133,9 @@ def _written_as(
     import torch
 
     kind = None
-    if tensor.layout != torch.strided or tensor.is_nested:
+    if name == METADATA or not _is_utf8(name):
+        kind = "of a name"
+    elif tensor.layout != torch.strided or tensor.is_nested:
         kind = f"of layout {tensor.layout}"
     elif tensor.is_quantized or format_name(tensor.dtype) is None:
         kind = f"of {tensor.dtype}"
@@ -137,6 +149,11 @@ def _written_as(
             tensor=name,
         )
     return dtype if dtype is not None and format_name(tensor.dtype) in CAST_FROM else tensor.dtype
+
+
+def _is_utf8(name: str) -> bool:
+    """False for the lone halves of surrogates that Python's texts can hold."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _format_shape(tensor: torch.Tensor, dtype: torch.dtype) -> list[int]:
