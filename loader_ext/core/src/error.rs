@@ -54,7 +54,7 @@ kinds! {
         "holds no .safetensors file; point to a directory with model.safetensors, shards with model.safetensors.index.json, or to one file";
     #[doc = "The weights are pickles, which can run code when they are read."]
     PickleRefused: "pickle_refused" => "PickleRefusedError",
-        "is a pickle (or holds nothing but pickles), which can run code when it is read; convert it to safetensors first";
+        "is a pickle (or holds nothing but pickles), which can run code when it is read; convert it to safetensors first: python -m stoker_loader convert SOURCE DESTINATION";
     #[doc = "A symbolic link stands where its target's bytes would have to be trusted."]
     SymlinkRefused: "symlink_refused" => "SymlinkRefusedError",
         "is a symbolic link (or no regular file); put the file itself in its place";

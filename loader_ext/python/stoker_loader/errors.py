@@ -28,6 +28,11 @@
     ├── AcceleratorError                a GPU, or its driver, does not do what was asked for
     │   ├── DriverMissingError  DriverOutdatedError  DriverCallError
     │   └── DeviceUnknownError  DeviceAddressError  DeviceUnavailableError
+    ├── ConversionError                 a checkpoint of another format could not be converted
+    │   ├── SourceFormatError  MissingPackageError  PickleUnsafeError  PickleInvalidError
+    │   └── EntryRefusedError  ConversionLimitError  ConversionFailedError  ConversionBusyError
+    ├── AdapterError                    a LoRA adapter cannot be used, or not with this model
+    │   └── AdapterInvalidError  AdapterUnsupportedError  AdapterMismatchError  AdapterNameError
     └── LoadCancelledError              the progress callback raised, or a signal arrived
 
 Every leaf has a stable `code`, and each error of the native core is exactly one leaf.
@@ -35,28 +40,54 @@ Every leaf has a stable `code`, and each error of the native core is exactly one
 
 from __future__ import annotations
 
-from typing import ClassVar, TypedDict, Unpack
+from typing import Unpack
 
-
-class Place(TypedDict, total=False):
-    """What every error may say of where it happened."""
-
-    file: str | None
-    tensor: str | None
-    offset: int | None
-
-
-class LoaderError(Exception):
-    """Base of the tree. `file`, `tensor` and `offset` (a byte of the file) where they are known."""
-
-    code: ClassVar[str] = "loader_error"
-
-    def __init__(self, message: str, **place: Unpack[Place]) -> None:
-        super().__init__(message)
-        self.message = message
-        self.file = place.get("file")
-        self.tensor = place.get("tensor")
-        self.offset = place.get("offset")
+# All are found here; the branches beside reading files are defined in files of their own.
+# (isort would make each of their names a statement.)
+# isort: off
+from stoker_loader.accelerator_errors import (
+    AcceleratorError as AcceleratorError,
+    DeviceAddressError as DeviceAddressError,
+    DeviceUnavailableError as DeviceUnavailableError,
+    DeviceUnknownError as DeviceUnknownError,
+    DriverCallError as DriverCallError,
+    DriverMissingError as DriverMissingError,
+    DriverOutdatedError as DriverOutdatedError,
+)
+from stoker_loader.adapter_errors import (
+    AdapterError as AdapterError,
+    AdapterInvalidError as AdapterInvalidError,
+    AdapterMismatchError as AdapterMismatchError,
+    AdapterNameError as AdapterNameError,
+    AdapterUnsupportedError as AdapterUnsupportedError,
+)
+from stoker_loader.conversion_errors import (
+    ConversionBusyError as ConversionBusyError,
+    ConversionError as ConversionError,
+    ConversionFailedError as ConversionFailedError,
+    ConversionLimitError as ConversionLimitError,
+    EntryRefusedError as EntryRefusedError,
+    MissingPackageError as MissingPackageError,
+    PickleInvalidError as PickleInvalidError,
+    PickleUnsafeError as PickleUnsafeError,
+    SourceFormatError as SourceFormatError,
+)
+from stoker_loader.error_base import LoaderError as LoaderError, Place as Place
+from stoker_loader.fetch_errors import (
+    ArrivalInvalidError as ArrivalInvalidError,
+    FetchAbandonedError as FetchAbandonedError,
+    FetchBusyError as FetchBusyError,
+    FetchError as FetchError,
+    NoSourceError as NoSourceError,
+    RangeIgnoredError as RangeIgnoredError,
+    RangeRefusedError as RangeRefusedError,
+    SourceChangedError as SourceChangedError,
+    SourceFailedError as SourceFailedError,
+    SourceMissingError as SourceMissingError,
+    SourceRefusedError as SourceRefusedError,
+    WaitTimeoutError as WaitTimeoutError,
+)
+# isort: on
 
 
 class StorageError(LoaderError):
@@ -365,128 +396,6 @@ class ModuleMismatchError(RequestError):
         self.missing = missing
         self.unexpected = unexpected
         self.mismatched = mismatched
-
-
-class FetchError(LoaderError):
-    """Bytes from elsewhere did not arrive."""
-
-
-class FetchBusyError(FetchError):
-    """Another process fetches the same file."""
-
-    code = "fetch_busy"
-
-
-class ArrivalInvalidError(FetchError):
-    """What should be an arrival map is none."""
-
-    code = "arrival_invalid"
-
-
-class FetchAbandonedError(FetchError):
-    """Who fetched the file is gone, and it is not complete."""
-
-    code = "fetch_abandoned"
-
-
-class WaitTimeoutError(FetchError):
-    """What was waited for did not arrive in time."""
-
-    code = "wait_timeout"
-
-
-class NoSourceError(FetchError):
-    """There is no source to fetch from."""
-
-    code = "no_source"
-
-
-class SourceMissingError(FetchError):
-    """The source has no such object."""
-
-    code = "source_missing"
-
-
-class SourceRefusedError(FetchError):
-    """The source refuses to give the object."""
-
-    code = "source_refused"
-
-
-class SourceChangedError(FetchError):
-    """The object changed at its source while it was fetched."""
-
-    code = "source_changed"
-
-
-class RangeRefusedError(FetchError):
-    """The source refuses a range that lies within the object."""
-
-    code = "range_refused"
-
-
-class RangeIgnoredError(FetchError):
-    """The source does not answer with the range that was asked for."""
-
-    code = "range_ignored"
-
-
-class SourceFailedError(FetchError):
-    """The source failed, also when it was asked again."""
-
-    code = "source_failed"
-
-
-class AcceleratorError(LoaderError):
-    """A GPU, or its driver, does not do what was asked for; `file` is the driver's library."""
-
-
-class DriverMissingError(AcceleratorError):
-    """The NVIDIA driver's library cannot be loaded."""
-
-    code = "driver_missing"
-
-
-class DriverOutdatedError(AcceleratorError):
-    """The NVIDIA driver lacks a function that copying needs."""
-
-    code = "driver_outdated"
-
-
-class DriverCallError(AcceleratorError):
-    """A call of the NVIDIA driver failed; `call` and `status` say which and how."""
-
-    code = "driver_call"
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        call: str | None = None,
-        status: int | None = None,
-        **place: Unpack[Place],
-    ) -> None:
-        super().__init__(message, **place)
-        self.call = call
-        self.status = status
-
-
-class DeviceUnknownError(AcceleratorError):
-    """The NVIDIA driver shows no device of this number."""
-
-    code = "device_unknown"
-
-
-class DeviceAddressError(AcceleratorError):
-    """A destination is not memory of the device that it was given for."""
-
-    code = "device_address"
-
-
-class DeviceUnavailableError(AcceleratorError):
-    """The installed PyTorch cannot use the device."""
-
-    code = "device_unavailable"
 
 
 class LoadCancelledError(LoaderError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from stoker_loader.tensors import Record, row_major, torch_dtype
+from stoker_loader.tensors import Record, row_major, torch_dtype, torch_shape
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +29,7 @@ class ImageViews:
 
     def tensor(self, record: Record) -> torch.Tensor:
         """The tensor as a view, or as a copy if it is misaligned. Raises UnsupportedDtypeError."""
+        shape = torch_shape(record.name, record.dtype, record.shape)
         storage = self._storages[record.shard]
         begin = self._leads[record.shard] + record.offset_bytes
         empty = self._empty.get(record.dtype)
@@ -39,7 +40,7 @@ class ImageViews:
         offset, rest = divmod(begin, empty.itemsize)
         if not rest:
             # Twice as fast as slicing and viewing, which counts with thousands of tensors.
-            return empty.new_empty(0).set_(storage, offset, record.shape, row_major(record.shape))
+            return empty.new_empty(0).set_(storage, offset, shape, row_major(shape))
         raw = self._torch.empty(0, dtype=self._torch.uint8, device=storage.device)
         raw.set_(storage, begin, (record.size_bytes,), (1,))
-        return raw.clone().view(empty.dtype).view(record.shape)
+        return raw.clone().view(empty.dtype).view(shape)

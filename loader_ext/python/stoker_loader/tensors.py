@@ -14,9 +14,13 @@ if TYPE_CHECKING:
 
 # The format's names -> attributes of torch, and what numpy calls the same bits. numpy has no
 # bfloat16 and no float8: those come as unsigned integers of the same size, to be viewed by
-# whoever has a dtype for them (`ml_dtypes`).
-_DTYPES = {
+# whoever has a dtype for them (`ml_dtypes`). Nobody has the packed 6-bit types, and numpy no
+# packed one.
+_DTYPES: dict[str, tuple[str | None, str | None]] = {
     "BOOL": ("bool", "bool"),
+    "F4": ("float4_e2m1fn_x2", None),
+    "F6_E2M3": (None, None),
+    "F6_E3M2": (None, None),
     "U8": ("uint8", "uint8"),
     "I8": ("int8", "int8"),
     "F8_E5M2": ("float8_e5m2", "uint8"),
@@ -37,6 +41,9 @@ _DTYPES = {
     "C64": ("complex64", "complex64"),
 }
 
+# One torch element is a byte of two values, so torch's last dimension is half the format's.
+PAIRED = "F4"
+
 
 class Record(NamedTuple):
     """A tensor as the core lists it; `shard` is a number, `offset_bytes` counts from file start."""
@@ -53,10 +60,30 @@ def torch_dtype(name: str, dtype: str) -> torch.dtype:
     """The torch dtype of a tensor; raises UnsupportedDtypeError where torch has none."""
     import torch
 
-    found = getattr(torch, _dtype_names(name, dtype)[0], None)
+    attribute, _ = _DTYPES[dtype]
+    found = getattr(torch, attribute, None) if attribute else None
     if not isinstance(found, torch.dtype):
-        raise _unsupported(name, dtype, f"torch {torch.__version__}")
+        raise _unsupported(name, f"torch {torch.__version__} has no dtype for {dtype}")
     return found
+
+
+def torch_shape(name: str, dtype: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that torch gives a tensor; raises UnsupportedDtypeError where it has none."""
+    if dtype != PAIRED:
+        return shape
+    *outer, last = shape
+    if last % 2:
+        reason = f"torch pairs {PAIRED} along the last dimension, which is odd in {shape}"
+        raise _unsupported(name, reason)
+    return (*outer, last // 2)
+
+
+def format_name(dtype: torch.dtype) -> str | None:
+    """The format's name of a torch dtype, or None if it has none."""
+    attribute = str(dtype).removeprefix("torch.")
+    return next(
+        (name for name, (torch_name, _) in _DTYPES.items() if torch_name == attribute), None
+    )
 
 
 class TorchViews:
@@ -94,7 +121,7 @@ class TorchViews:
         self, name: str, dtype: str, shape: tuple[int, ...], capsule: object
     ) -> torch.Tensor:
         """The tensor that a capsule of bytes stands for."""
-        wanted = torch_dtype(name, dtype)
+        wanted, shape = torch_dtype(name, dtype), torch_shape(name, dtype, shape)
         raw = self._from_dlpack(capsule)
         if raw.data_ptr() % wanted.itemsize:
             self._copied(raw.nbytes)
@@ -105,8 +132,9 @@ class TorchViews:
 
     def _is_direct(self, dtype: str) -> bool:
         """Whether this torch knows the dtype and takes it by DLPack: asked, not looked up."""
-        wanted: torch.dtype | None = getattr(self._torch, _DTYPES[dtype][0], None)
-        if wanted is None:
+        attribute, _ = _DTYPES[dtype]
+        wanted: torch.dtype | None = getattr(self._torch, attribute, None) if attribute else None
+        if wanted is None or dtype == PAIRED:
             return False
         try:
             made = self._from_dlpack(self._native.capsule(0, 0, dtype, (0,)))
@@ -124,7 +152,10 @@ def numpy_view(record: Record, buffer: _native.Buffer) -> np.ndarray[Any, Any]:
     """The array without a copy, of any alignment; bfloat16 as uint16, float8 as uint8."""
     import numpy as np
 
-    dtype = np.dtype(_dtype_names(record.name, record.dtype)[1])
+    name = _DTYPES[record.dtype][1]
+    if name is None:
+        raise _unsupported(record.name, f"numpy has no dtype for {record.dtype}")
+    dtype = np.dtype(name)
     flat: np.ndarray[Any, Any] = np.frombuffer(
         memoryview(buffer),
         dtype=dtype,
@@ -144,12 +175,5 @@ def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
-def _dtype_names(name: str, dtype: str) -> tuple[str, str]:
-    names = _DTYPES.get(dtype)
-    if names is None:
-        raise _unsupported(name, dtype, "this package")
-    return names
-
-
-def _unsupported(name: str, dtype: str, what: str) -> UnsupportedDtypeError:
-    return UnsupportedDtypeError(f"tensor {name!r}: {what} has no dtype for {dtype}", tensor=name)
+def _unsupported(name: str, reason: str) -> UnsupportedDtypeError:
+    return UnsupportedDtypeError(f"tensor {name!r}: {reason}", tensor=name)
