@@ -54,7 +54,7 @@ def test_every_device_gets_the_file(
     before = stand_in.living()
     seen: list[int] = []
     copied = _native.copy_to_devices(
-        _native.Checkpoint(large),
+        _native.Checkpoint(large, None),
         list(range(count)),
         whole(large, *addresses),
         lambda done, _: seen.append(done),
@@ -73,7 +73,7 @@ def test_a_cold_file_is_in_the_page_cache_afterwards(machine: Machines, large: P
     stand_in = machine(schedule="random")
     address = stand_in.allocate(0, large.stat().st_size)
     sl.evict(large)
-    native = _native.Checkpoint(large)
+    native = _native.Checkpoint(large, None)
     _native.copy_to_devices(native, [0], whole(large, address), None, None, stand_in.path, RING)
     assert stand_in.read(address, large.stat().st_size) == large.read_bytes()
     residency = sl.residency(large)
@@ -90,7 +90,7 @@ def test_what_the_callback_raises_stops_the_copies(machine: Machines, large: Pat
         if done > total // 2:
             raise error
 
-    native = _native.Checkpoint(large)
+    native = _native.Checkpoint(large, None)
     with pytest.raises(RuntimeError) as caught:
         _native.copy_to_devices(native, [0], whole(large, address), stop, 2, stand_in.path, RING)
     assert caught.value is error
@@ -103,7 +103,7 @@ def test_a_failed_call_is_named(machine: Machines, large: Path) -> None:
     stand_in = machine()
     address = stand_in.allocate(0, large.stat().st_size)
     stand_in.fail_call("cuMemcpyHtoDAsync_v2", 3, 700)
-    native = _native.Checkpoint(large)
+    native = _native.Checkpoint(large, None)
     with pytest.raises(errors.DriverCallError, match="CUDA_ERROR_ILLEGAL_ADDRESS") as caught:
         _native.copy_to_devices(native, [0], whole(large, address), None, 2, stand_in.path)
     assert (caught.value.call, caught.value.status) == ("cuMemcpyHtoDAsync_v2", 700)
@@ -111,13 +111,13 @@ def test_a_failed_call_is_named(machine: Machines, large: Path) -> None:
 
 
 def test_a_machine_without_a_driver_says_so(disk: Path, large: Path) -> None:
-    native = _native.Checkpoint(large)
+    native = _native.Checkpoint(large, None)
     with pytest.raises(errors.DriverMissingError, match="load to the CPU"):
         _native.copy_to_devices(native, [0], [], None, None, disk / "libcuda.so.1")
 
 
 def test_a_device_that_is_not_there(machine: Machines, large: Path) -> None:
-    native = _native.Checkpoint(large)
+    native = _native.Checkpoint(large, None)
     with pytest.raises(errors.DeviceUnknownError, match="shows 2 devices, none is cuda:2"):
         _native.copy_to_devices(native, [2], [], None, None, machine(2).path)
 
@@ -125,7 +125,7 @@ def test_a_device_that_is_not_there(machine: Machines, large: Path) -> None:
 def test_an_address_of_the_host_is_refused(machine: Machines, large: Path) -> None:
     stand_in = machine()
     target = torch.zeros(large.stat().st_size, dtype=torch.uint8)
-    native = _native.Checkpoint(large)
+    native = _native.Checkpoint(large, None)
     transfers = whole(large, target.data_ptr())
     with pytest.raises(errors.DeviceAddressError, match="not memory of cuda:0"):
         _native.copy_to_devices(native, [0], transfers, None, None, stand_in.path)
@@ -135,7 +135,7 @@ def test_an_address_of_the_host_is_refused(machine: Machines, large: Path) -> No
 def test_a_file_that_was_truncated_since_is_an_error(machine: Machines, large: Path) -> None:
     stand_in = machine()
     transfers = whole(large, stand_in.allocate(0, large.stat().st_size))
-    native = _native.Checkpoint(large)
+    native = _native.Checkpoint(large, None)
     native.map()
     with large.open("r+b") as file:
         file.truncate(20 << 20)
@@ -162,7 +162,7 @@ def test_what_makes_no_sense_is_refused(
     transfer: tuple[int, int, int, list[tuple[int, int]]],
     ring: tuple[int, int] | None,
 ) -> None:
-    native = _native.Checkpoint(large)
+    native = _native.Checkpoint(large, None)
     with pytest.raises(ValueError, match=r"at least one device|a transfer leaves"):
         _native.copy_to_devices(native, ordinals, [transfer], None, None, None, ring)
 
@@ -172,7 +172,7 @@ def test_the_gil_is_released(machine: Machines, large: Path) -> None:
     stand_in = machine()
     size_bytes = large.stat().st_size
     transfers = [whole(large, stand_in.allocate(0, size_bytes)) for _ in range(2)]
-    native = _native.Checkpoint(large)
+    native = _native.Checkpoint(large, None)
     other = threading.Thread(
         target=_native.copy_to_devices,
         args=(native, [0], transfers[1], None, None, stand_in.path),
@@ -190,7 +190,7 @@ def test_the_gil_is_released(machine: Machines, large: Path) -> None:
 def load(stand_in: StandIn, path: Path, count: int) -> list[dict[str, torch.Tensor]]:
     """What `load_replicas` does, with memory of the host in the place of the devices'."""
     stand_in.unify()
-    native = _native.Checkpoint(path)
+    native = _native.Checkpoint(path, None)
     records = [Record(*record) for record in native.tensors()]
     files = native.shards()
     leads = devices.lead_bytes(len(files), records)
