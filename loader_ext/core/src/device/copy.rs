@@ -166,7 +166,7 @@ impl Pipeline {
                 let stream = &streams[number % STREAMS_PER_DEVICE];
                 let target = address + (chunk.offset - transfer.offset);
                 // SAFETY: the chunk lies within the transfer, so its target lies within the
-                // destination that the caller answers for.
+                // destination that the caller answers for. The slot was filled above.
                 unsafe { slot.send(lane, stream, target, chunk.size_bytes) }?;
             }
             Ok(())
