@@ -1,7 +1,6 @@
 //! The one machine of a loaded library: devices, handles, planned faults, and counted misuse.
 
 use std::collections::HashMap;
-use std::env;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
 
 use crate::memory::Memory;
@@ -110,16 +109,10 @@ impl Machine {
 
 impl State {
     fn new() -> Self {
-        let number = |name: &str| env::var(name).ok().and_then(|text| text.parse().ok());
-        let schedule = match env::var("FAKE_CUDA_SCHEDULE").as_deref() {
-            Ok("lazy") => Schedule::Lazy,
-            Ok("random") => Schedule::Random,
-            _ => Schedule::Eager,
-        };
         Self {
-            devices: number("FAKE_CUDA_DEVICES").unwrap_or(1) as usize,
-            schedule,
-            seed: number("FAKE_CUDA_SEED").unwrap_or(0),
+            devices: 1,
+            schedule: Schedule::Eager,
+            seed: 0,
             initialized: false,
             retains: HashMap::new(),
             memory: Memory::default(),

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use stoker_loader_core::device::ring::{DEFAULT_SHAPE, Shape};
-use stoker_loader_core::device::{Driver, PageCache, Pipeline, Source, Transfer};
+use stoker_loader_core::device::{
+    DEFAULT_SHAPE, Driver, PageCache, Pipeline, Shape, Source, Transfer,
+};
 use stoker_loader_core::mapping;
 
 use crate::checkpoint::NativeCheckpoint;

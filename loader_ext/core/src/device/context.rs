@@ -54,11 +54,6 @@ impl Context {
         Ok(Arc::new(Self { driver: Arc::clone(driver), device, ordinal, handle }))
     }
 
-    /// The driver that it belongs to.
-    pub fn driver(&self) -> &Driver {
-        &self.driver
-    }
-
     /// Where the device is on the PCI bus, as the driver writes it ("0000:3B:00.0").
     pub fn pci_address(&self) -> Result<String> {
         let mut text: [c_char; PCI_ADDRESS_BYTES] = [0; PCI_ADDRESS_BYTES];

@@ -88,6 +88,7 @@ macro_rules! functions {
 
         impl Functions {
             /// Every function's name.
+            #[cfg(test)]
             pub const NAMES: &[&str] = &[$(stringify!($name)),*];
 
             /// Looks all functions up. Errors: `DriverOutdated` for the first that is not there.

@@ -51,8 +51,8 @@ impl Slot {
     /// Queues a copy of the first `size_bytes` on a lane's stream, whose context is current.
     ///
     /// # Safety
-    /// Until the stream is synchronised or the ring hands the slot out again, the target is
-    /// `size_bytes` of the lane's device memory that nobody else uses.
+    /// Until the stream is synchronised or the ring hands the slot out again, nobody writes to its
+    /// bytes, and the target is `size_bytes` of the lane's device memory that nobody else uses.
     pub unsafe fn send(
         &mut self,
         lane: usize,
@@ -62,7 +62,7 @@ impl Slot {
     ) -> Result<()> {
         // SAFETY: the slot is not filled, nor its memory freed, before the event recorded here is
         // done; if recording fails, all streams are synchronised before anything is handed out or
-        // freed (`Pipeline::copy`). The caller answers for the target.
+        // freed (`Pipeline::copy`). The caller answers for the bytes until then, and the target.
         unsafe { stream.copy(target, &self.memory, size_bytes) }?;
         self.queued[lane] = true;
         self.events[lane].record(stream)
