@@ -178,3 +178,17 @@ def test_a_dtype_that_dlpack_lacks_is_no_view_either(
         assert tensors[name].shape == wanted.shape
         assert not tensors[name]._is_view()
     assert torch.equal(tensors["w"].view(torch.uint8), direct.view(torch.uint8))
+
+
+def test_no_cycle_holds_a_mapping(decoder: tuple[Path, dict]) -> None:
+    path = decoder[0] / "model.safetensors"
+    gc.disable()
+    try:
+        checkpoint = sl.open(path)  # and never closed
+        tensor = checkpoint.load()["norm.weight"]
+        del checkpoint
+        assert len(mappings(path)) == 1
+        del tensor
+        assert not mappings(path)
+    finally:
+        gc.enable()

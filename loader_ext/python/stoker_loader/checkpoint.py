@@ -17,7 +17,7 @@ from stoker_loader.modules import Assigned, assign
 from stoker_loader.page_cache import Progress
 from stoker_loader.plans import Plan
 from stoker_loader.records import LoadStats, TensorInfo, dominating_tier, split_by_tier
-from stoker_loader.tensors import Record, TorchViews, is_aligned, numpy_view
+from stoker_loader.tensors import Copied, Record, TorchViews, is_aligned, numpy_view
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,7 +45,7 @@ class Checkpoint:
         self._populated = False
         self._resident_bytes: int | None = None
         self._residency_known = False
-        self._copied_bytes = 0
+        self._copied = Copied()
         self._ms = dict.fromkeys(("open", "residency", "map", "populate", "attach"), 0.0)
         self._ms["open"] = (perf_counter() - started) * 1e3
 
@@ -137,7 +137,7 @@ class Checkpoint:
         native, views = self._map(), self._torch_views()
         with self._timed("populate"):
             parts = native.load_shard(rules, rank, world_size, progress, None)
-        self._count_copied(parts.packed_bytes)
+        self._copied.size_bytes += parts.packed_bytes
         with self._timed("attach"):
             return self._to_device(views.attach(parts), device)
 
@@ -204,7 +204,7 @@ class Checkpoint:
             map_ms=self._ms["map"],
             populate_ms=self._ms["populate"],
             attach_ms=self._ms["attach"],
-            copied_bytes=self._copied_bytes,
+            copied_bytes=self._copied.size_bytes,
         )
 
     def _open(self) -> _native.Checkpoint:
@@ -240,11 +240,8 @@ class Checkpoint:
         with self._lock:
             if self._views is None:
                 with self._timed("attach"):
-                    self._views = TorchViews(native, self._count_copied)
+                    self._views = TorchViews(native, self._copied)
             return self._views
-
-    def _count_copied(self, size_bytes: int) -> None:
-        self._copied_bytes += size_bytes
 
     def _to_device(
         self, tensors: dict[str, torch.Tensor], device: str | torch.device
@@ -254,7 +251,7 @@ class Checkpoint:
         target = torch.device(device)
         if target.type == "cpu":
             return tensors
-        self._count_copied(sum(tensor.nbytes for tensor in tensors.values()))
+        self._copied.size_bytes += sum(tensor.nbytes for tensor in tensors.values())
         return {name: tensor.to(target) for name, tensor in tensors.items()}
 
     @contextmanager

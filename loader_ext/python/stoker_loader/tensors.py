@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stoker_loader import _native
@@ -59,6 +59,13 @@ def torch_dtype(name: str, dtype: str) -> torch.dtype:
     return found
 
 
+@dataclass(slots=True)
+class Copied:
+    """Counts the bytes of tensors that could not be views."""
+
+    size_bytes: int = 0
+
+
 class TorchViews:
     """Tensors over memory that the native side keeps, handed over by DLPack.
 
@@ -66,8 +73,7 @@ class TorchViews:
     own version counter: writing to one tensor does not invalidate what autograd saved of another.
     """
 
-    def __init__(self, native: _native.Checkpoint, copied: Callable[[int], None]) -> None:
-        """`copied` is told the bytes of each tensor that could not be a view."""
+    def __init__(self, native: _native.Checkpoint, copied: Copied) -> None:
         import torch
         from torch.utils.dlpack import from_dlpack
 
@@ -97,7 +103,7 @@ class TorchViews:
         wanted = torch_dtype(name, dtype)
         raw = self._from_dlpack(capsule)
         if raw.data_ptr() % wanted.itemsize:
-            self._copied(raw.nbytes)
+            self._copied.size_bytes += raw.nbytes
             return raw.clone().view(wanted).view(shape)
         # A new tensor over the same storage: `raw.view(wanted)` would be an autograd view.
         empty = self._torch.empty(0, dtype=wanted)
