@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -75,10 +76,13 @@ class TorchViews:
 
     def __init__(self, native: _native.Checkpoint, copied: Copied) -> None:
         import torch
-        from torch.utils.dlpack import from_dlpack
+        from torch.utils import dlpack
 
         self._torch = torch
-        self._from_dlpack = from_dlpack
+        # What `torch.from_dlpack` calls for a capsule: without the way there a fifth faster.
+        self._from_dlpack: Callable[[object], torch.Tensor] = getattr(
+            torch._C, "_from_dlpack", dlpack.from_dlpack
+        )
         self._native = native
         self._copied = copied
         self._direct = [dtype for dtype in _DTYPES if self._is_direct(dtype)]
