@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch.utils import dlpack
 
 import stoker_loader as sl
 
@@ -159,7 +158,7 @@ def test_a_dtype_that_dlpack_lacks_is_no_view_either(
     whole = torch.arange(24, dtype=torch.uint8).view(torch.float8_e5m2).view(4, 6)
     save_file({"w": whole, "scalar": whole[0, 1].clone()}, path)
 
-    from_dlpack = dlpack.from_dlpack
+    from_dlpack = torch._C._from_dlpack
 
     def older(capsule: object) -> torch.Tensor:
         tensor = from_dlpack(capsule)
@@ -169,7 +168,7 @@ def test_a_dtype_that_dlpack_lacks_is_no_view_either(
 
     with sl.open(path) as checkpoint:
         direct = checkpoint.load()["w"]
-    monkeypatch.setattr(dlpack, "from_dlpack", older)
+    monkeypatch.setattr(torch._C, "_from_dlpack", older)
     with sl.open(path) as checkpoint:
         tensors = checkpoint.load()
         assert checkpoint.stats.copied_bytes == 0
@@ -178,3 +177,17 @@ def test_a_dtype_that_dlpack_lacks_is_no_view_either(
         assert tensors[name].shape == wanted.shape
         assert not tensors[name]._is_view()
     assert torch.equal(tensors["w"].view(torch.uint8), direct.view(torch.uint8))
+
+
+def test_no_cycle_holds_a_mapping(decoder: tuple[Path, dict]) -> None:
+    path = decoder[0] / "model.safetensors"
+    gc.disable()
+    try:
+        checkpoint = sl.open(path)  # and never closed
+        tensor = checkpoint.load()["norm.weight"]
+        del checkpoint
+        assert len(mappings(path)) == 1
+        del tensor
+        assert not mappings(path)
+    finally:
+        gc.enable()

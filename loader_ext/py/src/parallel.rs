@@ -78,7 +78,7 @@ impl Parts {
                 shape: part.slice.shape.clone(),
                 size_bytes: part.slice.size_bytes(),
                 keeper,
-                address: address.as_ptr() as usize,
+                address: address as usize,
             }
         };
         let is_packed = |part: &&Part| part.packed.is_some();

@@ -18,7 +18,7 @@ from stoker_loader.modules import Assigned, assign
 from stoker_loader.page_cache import Progress
 from stoker_loader.plans import Plan
 from stoker_loader.records import LoadStats, TensorInfo, dominating_tier, split_by_tier
-from stoker_loader.tensors import Record, TorchViews, is_aligned, numpy_view
+from stoker_loader.tensors import Copied, Record, TorchViews, is_aligned, numpy_view
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,7 +55,7 @@ class Checkpoint:
         self._resident_bytes: int | None = None
         self._remote_bytes = 0
         self._residency_known = False
-        self._copied_bytes = 0
+        self._copied = Copied()
         self._ms = dict.fromkeys(_STAGES, 0.0)
         self._ms["open"] = (perf_counter() - started) * 1e3
 
@@ -150,7 +150,7 @@ class Checkpoint:
             loaded = [
                 {record.name: views.tensor(record) for record in records} for views in replicas
             ]
-        self._count_copied(len(targets) * sum(record.size_bytes for record in records))
+        self._copied.size_bytes += len(targets) * sum(record.size_bytes for record in records)
         return loaded
 
     def load_shard(
@@ -178,7 +178,7 @@ class Checkpoint:
         self._wait_for_all(native)
         with self._timed("populate"):
             parts = native.load_shard(rules, rank, world_size, progress, None)
-        self._count_copied(parts.packed_bytes)
+        self._copied.size_bytes += parts.packed_bytes
         with self._timed("attach"):
             tensors = views.attach(parts)
         return self._to_device(tensors, torch.device(device))
@@ -252,7 +252,7 @@ class Checkpoint:
             populate_ms=self._ms["populate"],
             copy_ms=self._ms["copy"],
             attach_ms=self._ms["attach"],
-            copied_bytes=self._copied_bytes,
+            copied_bytes=self._copied.size_bytes,
         )
 
     def _open(self) -> _native.Checkpoint:
@@ -299,18 +299,15 @@ class Checkpoint:
         with self._lock:
             if self._views is None:
                 with self._timed("attach"):
-                    self._views = TorchViews(native, self._count_copied)
+                    self._views = TorchViews(native, self._copied)
             return self._views
-
-    def _count_copied(self, size_bytes: int) -> None:
-        self._copied_bytes += size_bytes
 
     def _to_device(
         self, tensors: dict[str, torch.Tensor], target: torch.device
     ) -> dict[str, torch.Tensor]:
         if target.type == "cpu":
             return tensors
-        self._count_copied(sum(tensor.nbytes for tensor in tensors.values()))
+        self._copied.size_bytes += sum(tensor.nbytes for tensor in tensors.values())
         with self._timed("copy"):
             return {name: tensor.to(target) for name, tensor in tensors.items()}
 

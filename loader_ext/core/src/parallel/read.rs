@@ -1,7 +1,7 @@
 //! Brings in what a rank needs: pages for views, copies of strided runs, by bounded threads.
 
 use std::any::Any;
-use std::ptr::{self, NonNull};
+use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -42,17 +42,15 @@ pub struct Loaded<'a> {
 }
 
 impl Loaded<'_> {
-    /// Where a part begins, and what keeps its memory valid and writable.
-    pub fn memory(&self, part: &Part) -> (NonNull<u8>, Arc<dyn Any + Send + Sync>) {
+    /// Where one of the parts begins, and what keeps its memory valid and writable.
+    pub fn memory(&self, part: &Part) -> (*mut u8, Arc<dyn Any + Send + Sync>) {
         if let Some(offset) = part.packed {
-            // SAFETY: a packed part was given this offset inside the arena.
-            let address = unsafe { self.arena.address().add(offset) };
+            let address = self.arena.address().as_ptr().wrapping_add(offset);
             return (address, Arc::clone(&self.arena) as _);
         }
         let range = part.slice.contiguous().expect("a part that is not packed is in one piece");
         let view = self.views[part.shard].as_ref().expect("a shard with views is mapped");
-        // SAFETY: a header's tensors lie inside their file, and so do their parts.
-        let address = unsafe { view.address().add(range.start as usize) };
+        let address = view.address().as_ptr().wrapping_add(range.start as usize);
         (address, Arc::clone(view) as _)
     }
 }

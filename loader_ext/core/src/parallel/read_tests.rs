@@ -53,8 +53,7 @@ fn counting(root: &Path) -> Checkpoint {
 fn numbers(loaded: &Loaded, part: &Part) -> Vec<u32> {
     let (address, _keeper) = loaded.memory(part);
     // SAFETY: the part is inside the memory that the keeper holds until the end.
-    let bytes =
-        unsafe { slice::from_raw_parts(address.as_ptr(), part.slice.size_bytes() as usize) };
+    let bytes = unsafe { slice::from_raw_parts(address, part.slice.size_bytes() as usize) };
     bytes.chunks_exact(4).map(|value| u32::from_le_bytes(value.try_into().unwrap())).collect()
 }
 
