@@ -227,7 +227,7 @@ def test_the_command(disk: Path) -> None:
     assert (
         first == f"{disk / 'made'}: 16 tensors, {digest.files[0].size_bytes} bytes, {digest.root}"
     )
-    assert "left out, as it is no part of it: optimizer.pt" in rest
+    assert "left out, as it is no part of it: 'optimizer.pt'" in rest
     assert same(sl.load_file(disk / "made"), tensors)
     again = subprocess.run([*COMMAND, source, disk / "made"], capture_output=True, text=True)
     assert (again.returncode, again.stdout) == (1, "")
