@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import stoker_loader as sl
 from stoker_loader import errors
-from stoker_loader.convert.staging import staging
+from stoker_loader.conversion.staging import staging
 
 COMMAND = [sys.executable, "-m", "stoker_loader", "convert"]
 

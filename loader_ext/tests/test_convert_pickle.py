@@ -21,12 +21,12 @@ import torch
 
 import stoker_loader as sl
 from stoker_loader import errors
-from stoker_loader.convert import from_pickle
-from stoker_loader.convert.job import Job
-from stoker_loader.convert.limits import pickle_limits
-from stoker_loader.convert.sources import find_source
-from stoker_loader.convert.state_dict import drop_tied_head
-from stoker_loader.convert.tensor_file import create
+from stoker_loader.conversion import from_pickle
+from stoker_loader.conversion.job import Job
+from stoker_loader.conversion.limits import pickle_limits
+from stoker_loader.conversion.sources import find_source
+from stoker_loader.conversion.state_dict import drop_tied_head
+from stoker_loader.conversion.tensor_file import create
 
 A, B = torch.arange(6.0).reshape(2, 3), torch.ones(4, dtype=torch.bfloat16)
 WALLS = ("privileges", "limits", "audit hook", "weights_only")
@@ -349,7 +349,7 @@ def test_an_adapter_that_was_pickled(disk: Path) -> None:
 # Forbids the system call that makes namespaces, as Docker's own filter does.
 IN_A_CONTAINER = """
 import sys, stoker_loader
-from stoker_loader.convert import sandbox, system_calls
+from stoker_loader.conversion import sandbox, system_calls
 for architecture, number in ((system_calls.X86_64, 272), (system_calls.AARCH64, 97)):
     architecture[2].clear()
     architecture[2]["unshare"] = number

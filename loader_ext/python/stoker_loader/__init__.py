@@ -3,7 +3,7 @@
 from stoker_loader.alignment import LayoutReport, layout
 from stoker_loader.checkpoint import Checkpoint, load_file
 from stoker_loader.checkpoint import open_checkpoint as open  # noqa: A004 - what users type
-from stoker_loader.convert import ConvertReport, convert
+from stoker_loader.converting import ConvertReport, convert
 from stoker_loader.errors import LoaderError
 from stoker_loader.identity import Digest, FileDigest, digest, verify
 from stoker_loader.lora import Adapter, open_adapter

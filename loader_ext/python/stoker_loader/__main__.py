@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from stoker_loader.convert import ConvertProgress, ConvertReport, Stage, convert
+from stoker_loader.converting import ConvertProgress, ConvertReport, Stage, convert
 from stoker_loader.errors import LoaderError
 
 DONE, FAILED, STOPPED = 0, 1, 130  # argparse itself ends with 2

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from stoker_loader.convert.job import Job
+from stoker_loader.conversion.job import Job
 from stoker_loader.errors import ConversionFailedError
 
 PACKAGES = ("torch", "transformers", "gguf", "accelerate")
