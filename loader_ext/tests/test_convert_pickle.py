@@ -20,7 +20,7 @@ import pytest
 import torch
 
 import stoker_loader as sl
-from stoker_loader import errors
+from stoker_loader import errors, lora
 from stoker_loader.conversion import from_pickle
 from stoker_loader.conversion.job import Job
 from stoker_loader.conversion.limits import pickle_limits
@@ -342,7 +342,7 @@ def test_an_adapter_that_was_pickled(disk: Path) -> None:
     )
     (source / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 4}')
     sl.convert(source, disk / "made")
-    [pair] = sl.open_adapter(disk / "made").pairs
+    [pair] = lora.open_adapter(disk / "made").pairs
     assert (pair.module, pair.scale) == ("x", 2.0)
 
 

@@ -6,17 +6,12 @@ from stoker_loader.checkpoint import open_checkpoint as open  # noqa: A004 - wha
 from stoker_loader.converting import ConvertReport, convert
 from stoker_loader.errors import LoaderError
 from stoker_loader.identity import Digest, FileDigest, digest, verify
-from stoker_loader.lora import Adapter, open_adapter
-from stoker_loader.lora import switch as switch_adapters
-from stoker_loader.lora_hooks import Attached
 from stoker_loader.modules import Assigned
 from stoker_loader.page_cache import Residency, evict, prefetch, residency
 from stoker_loader.records import LoadStats, TensorInfo
 
 __all__ = [
-    "Adapter",
     "Assigned",
-    "Attached",
     "Checkpoint",
     "ConvertReport",
     "Digest",
@@ -32,9 +27,7 @@ __all__ = [
     "layout",
     "load_file",
     "open",
-    "open_adapter",
     "prefetch",
     "residency",
-    "switch_adapters",
     "verify",
 ]
