@@ -15,17 +15,22 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import stoker_loader as sl
 from stoker_loader import errors
+from stoker_loader.conversion import from_gguf
 
 
-def make_gguf(directory: Path) -> Path:
-    """A directory with `tiny.gguf`: a Llama with random float32 weights and a byte-level BPE."""
+def make_gguf(directory: Path, *, quantised: bool = False) -> Path:
+    """A directory with `tiny.gguf`: a Llama with random weights and a byte-level BPE.
+
+    They are float32, or the matrices in blocks of 32 of 8 bits each (Q8_0).
+    """
     directory.mkdir()
     width, inner, heads, layers = 32, 64, 4, 2
     characters = sorted("abcdefghijklmnopqrstuvwxyz")
     tokens = ["<s>", "</s>", "<unk>", *characters, "ab", "cd", "Ġ"]
     writer = gguf.GGUFWriter(directory / "tiny.gguf", "llama")
     writer.add_name("tiny")
-    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    types = gguf.LlamaFileType
+    writer.add_file_type(types.MOSTLY_Q8_0 if quantised else types.ALL_F32)
     writer.add_context_length(64)
     writer.add_embedding_length(width)
     writer.add_block_count(layers)
@@ -46,7 +51,12 @@ def make_gguf(directory: Path) -> Path:
     random = np.random.default_rng(5)
 
     def weight(name: str, *shape: int) -> None:
-        writer.add_tensor(name, random.standard_normal(shape).astype(np.float32))
+        values = random.standard_normal(shape).astype(np.float32)
+        if quantised and len(shape) == 2:
+            kind = gguf.GGMLQuantizationType.Q8_0
+            writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(name, values)
 
     weight("token_embd.weight", len(tokens), width)
     weight("output_norm.weight", width)
@@ -67,13 +77,18 @@ def make_gguf(directory: Path) -> Path:
     return directory
 
 
-@pytest.mark.parametrize("dtype", [None, "f16"])
-def test_gguf_is_unpacked_by_transformers(disk: Path, dtype: str | None) -> None:
-    source = make_gguf(disk / "source")
+@pytest.mark.parametrize(
+    ("quantised", "dtype", "wanted"),
+    [(False, "f16", torch.float16), (True, None, torch.bfloat16)],
+    ids=["float32 cast", "Q8_0"],
+)
+def test_gguf_is_unpacked_by_transformers(
+    disk: Path, quantised: bool, dtype: str | None, wanted: torch.dtype
+) -> None:
+    source = make_gguf(disk / "source", quantised=quantised)
     report = sl.convert(source, disk / "made", dtype=dtype)
     assert report.source_format == "gguf"
     assert "limits" in report.walls
-    wanted = torch.float16 if dtype else torch.float32  # what the file says that it is of
     found = load_file(disk / "made" / "model.safetensors")
     assert {tensor.dtype for tensor in found.values()} == {wanted}
     reference = AutoModelForCausalLM.from_pretrained(source, gguf_file="tiny.gguf", dtype=wanted)
@@ -90,6 +105,12 @@ def test_gguf_is_unpacked_by_transformers(disk: Path, dtype: str | None) -> None
         == AutoTokenizer.from_pretrained(source, gguf_file="tiny.gguf")("ab").input_ids
     )
     assert [path.name for path in disk.iterdir() if path.name[0] == "."] == []
+
+
+def test_files_of_whole_floats_stay_what_they_are(disk: Path) -> None:
+    whole, packed = make_gguf(disk / "whole"), make_gguf(disk / "packed", quantised=True)
+    assert from_gguf.usual_dtype(whole / "tiny.gguf") == "float32"
+    assert from_gguf.usual_dtype(packed / "tiny.gguf") == "bfloat16"
 
 
 def test_a_gguf_file_that_is_none(disk: Path) -> None:

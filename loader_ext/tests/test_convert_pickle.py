@@ -20,13 +20,13 @@ import pytest
 import torch
 
 import stoker_loader as sl
-from stoker_loader import errors
-from stoker_loader.convert import from_pickle
-from stoker_loader.convert.job import Job
-from stoker_loader.convert.limits import pickle_limits
-from stoker_loader.convert.sources import find_source
-from stoker_loader.convert.state_dict import drop_tied_head
-from stoker_loader.convert.tensor_file import create
+from stoker_loader import errors, lora
+from stoker_loader.conversion import from_pickle
+from stoker_loader.conversion.job import Job
+from stoker_loader.conversion.limits import pickle_limits
+from stoker_loader.conversion.sources import find_source
+from stoker_loader.conversion.state_dict import drop_tied_head
+from stoker_loader.conversion.tensor_file import create
 
 A, B = torch.arange(6.0).reshape(2, 3), torch.ones(4, dtype=torch.bfloat16)
 WALLS = ("privileges", "limits", "audit hook", "weights_only")
@@ -141,7 +141,8 @@ def test_shards_with_and_without_an_index(disk: Path) -> None:
     assert report.skipped_files == (
         "flax_model.msgpack", "pytorch_model.bin.index.json", "training_args.bin",
     )  # fmt: skip
-    assert sorted(p.name for p in (disk / "made").iterdir()) == ["config.json", "model.safetensors"]
+    names = sorted(path.name for path in (disk / "made").iterdir())
+    assert names == ["config.json", "model.safetensors", "model.stx"]
     (source / "pytorch_model.bin.index.json").unlink()
     assert find_source(source).weights == tuple(source / name for name in SHARDS)
     with pytest.raises(errors.ShardDuplicateError, match="'a': another shard") as caught:
@@ -342,14 +343,14 @@ def test_an_adapter_that_was_pickled(disk: Path) -> None:
     )
     (source / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 4}')
     sl.convert(source, disk / "made")
-    [pair] = sl.open_adapter(disk / "made").pairs
+    [pair] = lora.open_adapter(disk / "made").pairs
     assert (pair.module, pair.scale) == ("x", 2.0)
 
 
 # Forbids the system call that makes namespaces, as Docker's own filter does.
 IN_A_CONTAINER = """
 import sys, stoker_loader
-from stoker_loader.convert import sandbox, system_calls
+from stoker_loader.conversion import sandbox, system_calls
 for architecture, number in ((system_calls.X86_64, 272), (system_calls.AARCH64, 97)):
     architecture[2].clear()
     architecture[2]["unshare"] = number

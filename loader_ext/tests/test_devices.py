@@ -191,7 +191,8 @@ def load(stand_in: StandIn, path: Path, count: int) -> list[dict[str, torch.Tens
     """What `load_replicas` does, with memory of the host in the place of the devices'."""
     stand_in.unify()
     native = _native.Checkpoint(path, None)
-    records = [Record(*record) for record in native.tensors()]
+    headers = native.headers()
+    records = [Record(*found) for name in headers.names() if (found := headers.record(name))]
     files = native.shards()
     leads = devices.lead_bytes(len(files), records)
     host = devices.allocate(files, leads, torch.device("cpu")).images

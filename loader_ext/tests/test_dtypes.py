@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import stoker_loader as sl
-from stoker_loader.convert.tensor_file import create, plan, write
+from stoker_loader.conversion.tensor_file import create, plan, write
 from stoker_loader.errors import UnsupportedDtypeError
 from stoker_loader.tensors import format_name
 

@@ -15,8 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-import stoker_loader as sl
-from stoker_loader import errors
+from stoker_loader import errors, lora
 
 # peft uses what Transformers is about to rename, and warns of adapters on tied embeddings.
 pytestmark = [
@@ -117,7 +116,7 @@ def test_outputs_are_those_of_peft(
     expected = trained(disk / "a", make(), **options)
     model = make()
     plain = logits(model)
-    sl.open_adapter(disk / "a").attach(model)
+    lora.open_adapter(disk / "a").attach(model)
     found = logits(model)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert (found - plain).abs().max() > 1e-3  # the adapter does something
@@ -131,14 +130,14 @@ def test_bfloat16_is_close_to_peft(disk: Path) -> None:
     save_file(halves, disk / "a" / "adapter_model.safetensors")
     base = llama().to(torch.bfloat16)
     expected = logits(peft.PeftModel.from_pretrained(llama().to(torch.bfloat16), disk / "a"))
-    sl.open_adapter(disk / "a").attach(base)
+    lora.open_adapter(disk / "a").attach(base)
     found = logits(base)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found, expected, rtol=3e-2, atol=3e-2)
 
 
 def test_the_factors_are_the_mapped_file(simple: Path) -> None:
-    adapter = sl.open_adapter(simple)
+    adapter = lora.open_adapter(simple)
     file = str((simple / "adapter_model.safetensors").resolve())
     ranges = [
         [int(part, 16) for part in line.split()[0].split("-")]
@@ -159,7 +158,7 @@ def test_detaching_restores_exactly(simple: Path) -> None:
     model = llama()
     before, plain = state_of(model), logits(model)
     modules = [(name, id(module)) for name, module in model.named_modules()]
-    attached = sl.open_adapter(simple).attach(model)
+    attached = lora.open_adapter(simple).attach(model)
     assert state_of(model) == before  # also while it is attached
     assert not torch.equal(logits(model), plain)
     attached.detach()
@@ -176,22 +175,22 @@ def test_several_adapters_are_switched_and_add_up(disk: Path) -> None:
     second = trained(disk / "b", llama(), seed=2, target_modules=["q_proj", "o_proj"], **common)
     model = llama()
     before, plain = state_of(model), logits(model)
-    one = sl.open_adapter(disk / "a").attach(model, name="one")
-    two = sl.open_adapter(disk / "b").attach(model, name="two")
+    one = lora.open_adapter(disk / "a").attach(model, name="one")
+    two = lora.open_adapter(disk / "b").attach(model, name="two")
     both = logits(model)
     assert not torch.allclose(both, first, atol=1e-3)
     assert not torch.allclose(both, second, atol=1e-3)
     for names, expected in [
         (["one"], first), (["two"], second), ([], plain), (["two", "one"], both), (["one"], first),
     ]:  # fmt: skip
-        sl.switch_adapters(model, *names)
+        lora.switch(model, *names)
         torch.testing.assert_close(logits(model), expected, rtol=1e-5, atol=1e-5)
     reference = peft.PeftModel.from_pretrained(llama(), disk / "a", adapter_name="one")
     reference.load_adapter(disk / "b", adapter_name="two")
     reference.base_model.set_adapter(["one", "two"])
     torch.testing.assert_close(both, logits(reference), rtol=1e-5, atol=1e-5)
     one.detach()
-    sl.switch_adapters(model, "two")
+    lora.switch(model, "two")
     torch.testing.assert_close(logits(model), second, rtol=1e-5, atol=1e-5)
     two.detach()
     assert torch.equal(logits(model), plain)
@@ -200,12 +199,12 @@ def test_several_adapters_are_switched_and_add_up(disk: Path) -> None:
 
 def test_names_are_of_one_adapter_each(simple: Path) -> None:
     model = llama()
-    adapter = sl.open_adapter(simple)
+    adapter = lora.open_adapter(simple)
     attached = adapter.attach(model, name="a")
     with pytest.raises(errors.AdapterNameError, match="'a' is attached already; detach it"):
         adapter.attach(model, name="a")
     with pytest.raises(errors.AdapterNameError, match="no adapter 'b' is attached; there are: a"):
-        sl.switch_adapters(model, "a", "b")
+        lora.switch(model, "a", "b")
     assert attached.enabled
     attached.detach()
     adapter.attach(model, name="a").detach()
@@ -213,7 +212,7 @@ def test_names_are_of_one_adapter_each(simple: Path) -> None:
 
 def test_the_base_learns_and_generates_under_an_adapter(simple: Path) -> None:
     model = llama()
-    sl.open_adapter(simple).attach(model)
+    lora.open_adapter(simple).attach(model)
     model(TOKENS).logits.sum().backward()
     assert model.model.layers[0].self_attn.q_proj.weight.grad is not None
     assert model.generate(TOKENS[:1], max_new_tokens=3, do_sample=False).shape == (1, 9)
@@ -230,7 +229,7 @@ def test_all_that_does_not_fit_is_listed_and_nothing_is_hooked(simple: Path) -> 
     fused.qkv_proj = nn.Linear(32, 64, bias=False)
     del model.model.layers[0].mlp
     with pytest.raises(errors.AdapterMismatchError) as caught:
-        sl.open_adapter(simple).attach(model)
+        lora.open_adapter(simple).attach(model)
     error = caught.value
     assert error.missing == ()
     assert set(error.fused) == {
@@ -243,14 +242,14 @@ def test_all_that_does_not_fit_is_listed_and_nothing_is_hooked(simple: Path) -> 
     }
     assert not any(module._forward_hooks for module in model.modules())
     with pytest.raises(errors.AdapterMismatchError, match=r"missing in the model: .*q_proj") as c:
-        sl.open_adapter(simple).attach(nn.Sequential(nn.Linear(2, 2)))
+        lora.open_adapter(simple).attach(nn.Sequential(nn.Linear(2, 2)))
     assert len(c.value.missing) == 4
 
 
 def test_a_weight_that_comes_along_must_be_the_models_own(disk: Path) -> None:
     """peft saves the whole weight of an embedding with an adapter; training may have changed it."""
     trained(disk / "a", llama(), r=4, target_modules=["embed_tokens", "q_proj"])
-    adapter = sl.open_adapter(disk / "a")
+    adapter = lora.open_adapter(disk / "a")
     assert list(adapter.copies) == ["model.embed_tokens"]
     model = llama()
     adapter.attach(model).detach()
@@ -267,7 +266,7 @@ def test_a_model_on_the_meta_device_has_to_be_loaded_first(simple: Path) -> None
     with torch.device("meta"):
         model = llama()
     with pytest.raises(errors.AdapterMismatchError, match="has no weights yet: load them first"):
-        sl.open_adapter(simple).attach(model)
+        lora.open_adapter(simple).attach(model)
 
 
 REFUSED = [
@@ -289,7 +288,7 @@ def test_what_is_not_plain_lora_is_refused_by_name(
 ) -> None:
     rewrite_config(simple, change)
     with pytest.raises(errors.AdapterUnsupportedError, match=words) as caught:
-        sl.open_adapter(simple)
+        lora.open_adapter(simple)
     assert "merge this adapter into its base model" in str(caught.value)
     assert caught.value.file == str(simple / "adapter_config.json")
 
@@ -297,10 +296,10 @@ def test_what_is_not_plain_lora_is_refused_by_name(
 def test_a_real_dora_adapter_is_refused(disk: Path) -> None:
     trained(disk / "a", llama(), r=4, target_modules=["q_proj"], use_dora=True)
     with pytest.raises(errors.AdapterUnsupportedError, match="needs use_dora True"):
-        sl.open_adapter(disk / "a")
+        lora.open_adapter(disk / "a")
     rewrite_config(disk / "a", {"use_dora": False})
     with pytest.raises(errors.AdapterUnsupportedError, match="lora_magnitude_vector") as caught:
-        sl.open_adapter(disk / "a")
+        lora.open_adapter(disk / "a")
     assert caught.value.tensor is not None
 
 
@@ -320,7 +319,7 @@ BROKEN = [
 def test_a_broken_configuration(simple: Path, change: dict[str, Any], words: str) -> None:
     rewrite_config(simple, change)
     with pytest.raises(errors.AdapterInvalidError, match=words):
-        sl.open_adapter(simple)
+        lora.open_adapter(simple)
 
 
 def test_files_that_are_broken_or_missing(simple: Path, disk: Path) -> None:
@@ -329,25 +328,25 @@ def test_files_that_are_broken_or_missing(simple: Path, disk: Path) -> None:
     name = f"base_model.model.{Q_PROJ}.lora_B.weight"
     save_file({k: v for k, v in tensors.items() if k != name}, weights)
     with pytest.raises(errors.AdapterInvalidError, match=f"{Q_PROJ} has one factor of two"):
-        sl.open_adapter(simple)
+        lora.open_adapter(simple)
     save_file(tensors | {name: tensors[name].to(torch.int32)}, weights)
     with pytest.raises(errors.AdapterInvalidError, match=r"torch\.int32"):
-        sl.open_adapter(simple)
+        lora.open_adapter(simple)
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(errors.DataTruncatedError):
-        sl.open_adapter(simple)
+        lora.open_adapter(simple)
     weights.rename(simple / "adapter_model.bin")
     with pytest.raises(errors.PickleRefusedError, match="python -m stoker_loader convert"):
-        sl.open_adapter(simple)
+        lora.open_adapter(simple)
     (simple / "adapter_model.bin").unlink()
     with pytest.raises(errors.CheckpointNotFoundError, match=r"adapter_model\.safetensors"):
-        sl.open_adapter(simple)
+        lora.open_adapter(simple)
     for text in ("[]", "{", "[" * 100_000):
         config.write_text(text)
         with pytest.raises(errors.AdapterInvalidError):
-            sl.open_adapter(simple)
+            lora.open_adapter(simple)
     with pytest.raises(errors.CheckpointNotFoundError, match=r"adapter_config\.json"):
-        sl.open_adapter(disk / "gone")
+        lora.open_adapter(disk / "gone")
 
 
 def rewrite_config(adapter: Path, change: dict[str, Any]) -> None:

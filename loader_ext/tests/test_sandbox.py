@@ -11,23 +11,23 @@ from pathlib import Path
 import pytest
 
 NAMESPACES = """
-from stoker_loader.convert import sandbox
+from stoker_loader.conversion import sandbox
 assert sandbox.leave_the_world(read_only=True)
 """
 PRIVILEGES = """
 import os
-from stoker_loader.convert import sandbox
+from stoker_loader.conversion import sandbox
 assert sandbox.give_up_privileges(os.getppid())
 """
 AUDIT = """
 import os, socket, subprocess, ctypes, shutil, pathlib, resource, tempfile
-from stoker_loader.convert import sandbox
+from stoker_loader.conversion import sandbox
 sandbox.forbid_effects()
 """
 LIMITS = """
 import os
-from stoker_loader.convert import sandbox
-from stoker_loader.convert.limits import Limits
+from stoker_loader.conversion import sandbox
+from stoker_loader.conversion.limits import Limits
 sandbox.limit(Limits(64 << 20, 1 << 20, 1, 16, 0))
 """
 
@@ -116,8 +116,8 @@ if libc.mount(None, b"/", None, 32, None):  # MS_REMOUNT: writable again
 
 CALLS = """
 import os
-from stoker_loader.convert import sandbox
-from stoker_loader.convert.system_calls import forbid_system_calls
+from stoker_loader.conversion import sandbox
+from stoker_loader.conversion.system_calls import forbid_system_calls
 sandbox.give_up_privileges(os.getppid())
 if not forbid_system_calls():
     raise SystemExit("no filter")
@@ -246,7 +246,7 @@ def test_a_child_dies_with_its_parent() -> None:
 
 
 def test_a_child_whose_parent_is_gone_does_not_begin() -> None:
-    code = "from stoker_loader.convert import sandbox\nsandbox.give_up_privileges(2**22 + 1)"
+    code = "from stoker_loader.conversion import sandbox\nsandbox.give_up_privileges(2**22 + 1)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 1
 
 

@@ -3,22 +3,17 @@
 from stoker_loader.alignment import LayoutReport, layout
 from stoker_loader.checkpoint import Checkpoint, load_file, open_arriving
 from stoker_loader.checkpoint import open_checkpoint as open  # noqa: A004 - what users type
-from stoker_loader.convert import ConvertReport, convert
+from stoker_loader.converting import ConvertReport, convert
 from stoker_loader.errors import LoaderError
 from stoker_loader.fetching import Fetched, FetchLimits, FetchStats, Source, fetch
 from stoker_loader.identity import Digest, FileDigest, digest, verify
-from stoker_loader.lora import Adapter, open_adapter
-from stoker_loader.lora import switch as switch_adapters
-from stoker_loader.lora_hooks import Attached
 from stoker_loader.modules import Assigned
 from stoker_loader.page_cache import Residency, evict, prefetch, residency
 from stoker_loader.plans import Plan, Split, llama_plan
 from stoker_loader.records import LoadStats, TensorInfo
 
 __all__ = [
-    "Adapter",
     "Assigned",
-    "Attached",
     "Checkpoint",
     "ConvertReport",
     "Digest",
@@ -42,10 +37,8 @@ __all__ = [
     "llama_plan",
     "load_file",
     "open",
-    "open_adapter",
     "open_arriving",
     "prefetch",
     "residency",
-    "switch_adapters",
     "verify",
 ]

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from stoker_loader.convert import ConvertProgress, ConvertReport, Stage, convert
+from stoker_loader.converting import ConvertProgress, ConvertReport, Stage, convert
 from stoker_loader.errors import LoaderError
 
 DONE, FAILED, STOPPED = 0, 1, 130  # argparse itself ends with 2
@@ -67,9 +67,10 @@ def _summary(destination: str, report: ConvertReport) -> str:
     lines = [
         f"{destination}: {laid.tensors} tensors, {laid.checkpoint_bytes} bytes, {laid.digest.root}"
     ]
-    lines += [f"left out, as it is {kept}: {name}" for name, kept in report.tied.items()]
-    lines += [f"left out, as it is no tensor: {name}" for name in report.skipped_entries]
-    lines += [f"left out, as it is no part of it: {name}" for name in report.skipped_files]
+    # Quoted, because names out of a file nobody vouches for could steer the terminal.
+    lines += [f"left out, as it is {kept!r}: {name!r}" for name, kept in report.tied.items()]
+    lines += [f"left out, as it is no tensor: {name!r}" for name in report.skipped_entries]
+    lines += [f"left out, as it is no part of it: {name!r}" for name in report.skipped_files]
     if report.walls and "namespaces" not in report.walls:
         lines.append("note: no namespaces are allowed here; these walls held: ")
         lines[-1] += ", ".join(report.walls)

@@ -24,7 +24,8 @@ from stoker_loader.errors import (
     PickleRefusedError,
 )
 from stoker_loader.lora_config import read_config
-from stoker_loader.lora_hooks import Attached, LoraHook, attached_to
+from stoker_loader.lora_hooks import Attached as Attached
+from stoker_loader.lora_hooks import LoraHook, attached_to
 from stoker_loader.lora_match import LoraPair, match
 from stoker_loader.records import LoadStats
 

@@ -6,16 +6,14 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from stoker_loader.converting import SourceFormat
 from stoker_loader.errors import (
     CheckpointNotFoundError,
     IndexInvalidError,
     ShardMissingError,
     SourceFormatError,
 )
-
-SourceFormat = Literal["safetensors", "gguf", "pickle"]
 
 PICKLE_INDEX = "pytorch_model.bin.index.json"
 # As in the core, which refuses to open these.

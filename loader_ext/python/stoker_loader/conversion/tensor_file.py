@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stoker_loader.convert.storage import storage_errors
+from stoker_loader.conversion.storage import storage_errors
 from stoker_loader.errors import EntryRefusedError
 from stoker_loader.page_cache import Progress
 from stoker_loader.tensors import PAIRED, format_name

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from stoker_loader.convert.limits import Limits
+from stoker_loader.conversion.limits import Limits
 from stoker_loader.errors import (
     ConversionFailedError,
     ConversionLimitError,

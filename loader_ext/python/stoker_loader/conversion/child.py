@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import sys
 
-from stoker_loader.convert import sandbox
-from stoker_loader.convert.job import Job, Message, Outcome, Progressed, encode
-from stoker_loader.convert.system_calls import forbid_system_calls
+from stoker_loader.conversion import sandbox
+from stoker_loader.conversion.job import Job, Message, Outcome, Progressed, encode
+from stoker_loader.conversion.system_calls import forbid_system_calls
 from stoker_loader.errors import (
     ConversionFailedError,
     ConversionLimitError,
@@ -50,12 +50,12 @@ def _do(job: Job, advance: Progress) -> Outcome:
     if sandbox.give_up_privileges(job.parent):
         walls.append("privileges")
     if job.kind == "gguf":
-        from stoker_loader.convert import from_gguf
+        from stoker_loader.conversion import from_gguf
 
         sandbox.limit(job.limits)
         from_gguf.unpack(job)
         return Outcome(walls=(*walls, "limits"))
-    from stoker_loader.convert import from_pickle
+    from stoker_loader.conversion import from_pickle
 
     from_pickle.get_ready()
     sandbox.limit(job.limits)

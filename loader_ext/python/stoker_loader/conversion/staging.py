@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from stoker_loader.convert.storage import storage_errors
+from stoker_loader.conversion.storage import storage_errors
 from stoker_loader.errors import ConversionBusyError, DestinationExistsError
 
 

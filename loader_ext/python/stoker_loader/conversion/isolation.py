@@ -10,8 +10,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from stoker_loader.convert.job import Job, Outcome, Progressed, decode
-from stoker_loader.convert.storage import storage_errors
+from stoker_loader.conversion.job import Job, Outcome, Progressed, decode
+from stoker_loader.conversion.storage import storage_errors
 from stoker_loader.errors import ConversionFailedError, ConversionLimitError, LoaderError
 from stoker_loader.page_cache import Progress
 
@@ -70,7 +70,7 @@ def _start(job: Job, folder: Path, log: Path) -> tuple[subprocess.Popen[bytes], 
     try:
         with log.open("wb") as output:
             child = subprocess.Popen(  # noqa: S603 - this interpreter, a module of this package
-                [sys.executable, "-P", "-m", "stoker_loader.convert.child", str(told)],
+                [sys.executable, "-P", "-m", "stoker_loader.conversion.child", str(told)],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from stoker_loader.convert.job import Job
+from stoker_loader.conversion.job import Job
 from stoker_loader.errors import ConversionFailedError
 
 PACKAGES = ("torch", "transformers", "gguf", "accelerate")
@@ -31,7 +31,7 @@ def unpack(job: Job) -> None:
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     options: dict[str, Any] = {"gguf_file": file.name}
     try:
-        dtype = getattr(torch, job.dtype or _usual_dtype(file))
+        dtype = getattr(torch, job.dtype or usual_dtype(file))
         unpacked = dict(options, dtype=dtype)
         if hasattr(transformers, "GgufConfig"):
             unpacked["quantization_config"] = transformers.GgufConfig(dequantize=True)
@@ -52,7 +52,8 @@ def unpack(job: Job) -> None:
     _forget_origin(folder / "config.json")
 
 
-def _usual_dtype(file: Path) -> str:
+def usual_dtype(file: Path) -> str:
+    """The attribute of torch for what most of the tensors in a file are unpacked to."""
     import gguf
 
     field = gguf.GGUFReader(file).get_field("general.file_type")

@@ -3,68 +3,37 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
 
-from stoker_loader.alignment import LayoutReport, layout
-from stoker_loader.convert import from_gguf, from_safetensors
-from stoker_loader.convert.companions import (
+from stoker_loader.alignment import layout
+from stoker_loader.conversion import from_gguf, from_safetensors
+from stoker_loader.conversion.companions import (
     link_companions,
     read_config,
     ties_word_embeddings,
 )
-from stoker_loader.convert.isolation import run
-from stoker_loader.convert.job import Job, Outcome
-from stoker_loader.convert.limits import gguf_limits, pickle_limits
-from stoker_loader.convert.sources import Source, SourceFormat, find_source
-from stoker_loader.convert.staging import publish, staging
-from stoker_loader.convert.storage import storage_errors
-from stoker_loader.convert.tensor_file import create
+from stoker_loader.conversion.isolation import run
+from stoker_loader.conversion.job import Job, Outcome
+from stoker_loader.conversion.limits import gguf_limits, pickle_limits
+from stoker_loader.conversion.sources import Source, find_source
+from stoker_loader.conversion.staging import publish, staging
+from stoker_loader.conversion.storage import storage_errors
+from stoker_loader.conversion.tensor_file import create
+from stoker_loader.converting import ConvertDtype, ConvertProgress, ConvertReport, Stage
 from stoker_loader.errors import MissingPackageError, UnsupportedDtypeError
 from stoker_loader.page_cache import Progress
-
-ConvertDtype = Literal["bf16", "f16", "f32"]
-Stage = Literal["read", "layout"]
-ConvertProgress = Callable[[Stage, int, int], object]
-"""Called with `(stage, bytes done, bytes in all)`; what it raises stops the work and is raised."""
 
 TORCH_DTYPES: dict[str, str] = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 
 
-@dataclass(frozen=True, slots=True)
-class ConvertReport:
-    """What a conversion wrote, and what it left out.
-
-    `layout` tells of the destination. `walls` names what held around the reader of a pickle or
-    GGUF file. `tied` maps a dropped name to the one that has its bytes. `skipped_files` are those
-    of the source, `skipped_entries` those of a pickle that were no tensors.
-    """
-
-    source_format: SourceFormat
-    layout: LayoutReport
-    walls: tuple[str, ...]
-    tied: dict[str, str]
-    skipped_files: tuple[str, ...]
-    skipped_entries: tuple[str, ...]
-
-
-def convert(
+def run_steps(
     source: str | os.PathLike[str],
     destination: str | os.PathLike[str],
-    *,
-    dtype: ConvertDtype | None = None,
-    progress: ConvertProgress | None = None,
+    dtype: ConvertDtype | None,
+    progress: ConvertProgress | None,
 ) -> ConvertReport:
-    """Write the checkpoint at `source` to a new directory, as aligned safetensors.
-
-    Reads safetensors, GGUF (through Transformers), and pickles of tensors (in a child process
-    that may do nothing else). `dtype` casts the 16-, 32- and 64-bit floats. The destination
-    appears whole or not at all. Raises ConversionError and its kinds, DestinationExistsError,
-    UnsupportedDtypeError, and what opening and laying out raise.
-    """
+    """What `stoker_loader.convert` promises."""
     if dtype is not None and dtype not in TORCH_DTYPES:
         raise UnsupportedDtypeError(f"dtype {dtype!r}: choose one of {', '.join(TORCH_DTYPES)}")
     target = Path(os.path.abspath(os.fspath(destination)))  # noqa: PTH100 - not through links

@@ -7,10 +7,10 @@ import pickle
 import re
 from pathlib import Path
 
-from stoker_loader.convert.job import Job
-from stoker_loader.convert.sources import is_archive
-from stoker_loader.convert.state_dict import Weights, drop_tied_head, select
-from stoker_loader.convert.tensor_file import plan, write
+from stoker_loader.conversion.job import Job
+from stoker_loader.conversion.sources import is_archive
+from stoker_loader.conversion.state_dict import Weights, drop_tied_head, select
+from stoker_loader.conversion.tensor_file import plan, write
 from stoker_loader.errors import (
     ConversionLimitError,
     MissingPackageError,

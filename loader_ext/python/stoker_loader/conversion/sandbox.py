@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from stoker_loader.convert.limits import Limits
+from stoker_loader.conversion.limits import Limits
 
 # <sched.h>, <linux/mount.h>, <sys/prctl.h>, <linux/capability.h>
 CLONE_NEWNS, CLONE_NEWIPC = 0x0002_0000, 0x0800_0000

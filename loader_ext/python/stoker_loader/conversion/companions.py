@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from stoker_loader.convert.sources import FOREIGN_SUFFIXES, PICKLE_INDEX, PICKLE_SUFFIXES
+from stoker_loader.conversion.sources import FOREIGN_SUFFIXES, PICKLE_INDEX, PICKLE_SUFFIXES
 
 CONFIG = "config.json"
 INDICES = (PICKLE_INDEX, "model.safetensors.index.json")
