@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,18 @@ class Peers:
 
     def python(self, environment: str) -> Path:
         return self.folder / environment / "bin" / "python"
+
+    def versions(self) -> dict[str, str]:
+        """The version of every package that is installed."""
+        found: dict[str, str] = {}
+        for environment, names in requirements().items():
+            for name in names:
+                if name not in self.failures:
+                    ask = f"import importlib.metadata as m; print(m.version({name!r}))"
+                    command = [str(self.python(environment)), "-c", ask]
+                    done = subprocess.run(command, check=True, capture_output=True, text=True)
+                    found[name] = done.stdout.strip()
+        return found
 
     def missing(self, contender: Contender) -> str | None:
         """Why a contender cannot even be started."""

@@ -138,7 +138,11 @@ def run(
         commit=head,
         dirty=dirty,
         machine=here,
-        parameters={**plan.parameters(), "making_checkpoints_s": round(made_s, 1)},
+        parameters={
+            **plan.parameters(),
+            **session.peers.versions(),
+            "making_checkpoints_s": round(made_s, 1),
+        },
         notes=notes(session),
         rows=judge(results),
     )
@@ -172,7 +176,8 @@ def gather(session: Session, rows: set[str]) -> Results:
         for checkpoint in plan.sizes:
             cold, limit = with_limit(session, checkpoint)
             results.cold[checkpoint] = cold
-            results.limit[checkpoint] = limit
+            if limit:
+                results.limit[checkpoint] = limit
     if "warm" in rows:
         for checkpoint in plan.warm_sizes:
             results.warm[checkpoint] = compare(checkpoint, cold=False, what="warm")
@@ -202,6 +207,8 @@ def with_limit(session: Session, checkpoint: str) -> tuple[ByName, dict[str, lis
     outcomes: ByName = {}
     limit: dict[str, list[float]] = {}
     for name, values in found.items():
+        if not values:
+            continue
         if name in reads:
             limit[name] = [value for value in values if isinstance(value, float)]
         else:
