@@ -31,6 +31,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="one small round, a smoke run")
     parser.add_argument("--rows", default=",".join(ROWS), help="which, of: %(default)s")
     parser.add_argument("--rounds", type=int, help="of every row")
+    parser.add_argument("--minutes", type=float, help="that all measurements may take")
     parser.add_argument("--sizes", help=f"which, of: {','.join(CHECKPOINTS)}")
     parser.add_argument("--seed", type=int, default=SEED, help="of the order of turns")
     parser.add_argument("--peers", type=Path, default=CACHE / "bench-peers")
@@ -43,6 +44,8 @@ def main() -> int:
     plan = Plan.quick(args.seed) if args.quick else Plan(seed=args.seed)
     if args.rounds:
         plan = replace(plan, rounds=args.rounds)
+    if args.minutes:
+        plan = replace(plan, time_limit_s=args.minutes * 60)
     if args.sizes:
         sizes = tuple(args.sizes.split(","))
         if unknown := [name for name in sizes if name not in CHECKPOINTS]:

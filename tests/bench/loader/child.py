@@ -1,8 +1,10 @@
 """One measurement in a process of its own: `python -m tests.bench.loader.child ORDER`.
 
-Imports everything, loads a tiny checkpoint so that nothing is done for the first time, touches
-guest memory, brings the files into the state that is asked for and checks that they are in it;
-then the clock starts. It stops when every page was touched. Prints one line of JSON.
+Imports everything, loads a tiny checkpoint so that nothing is done for the first time, says READY
+and waits for a line. Then it touches guest memory, brings the files into the state that is asked
+for and checks that they are in it, and the clock starts. It stops when every page was touched.
+Prints a line of JSON, and keeps as much memory as it took until another line comes: so it passes,
+still warm, to the process that is measured next.
 """
 
 from __future__ import annotations
@@ -17,11 +19,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tests.bench.loader import loaders, ours
-from tests.bench.loader.touch import HALF_PAGE_BYTES, PAGE_BYTES, Memory, spans, touch
+from tests.bench.loader.touch import HALF_PAGE_BYTES, Memory, spans, touch
 
 import stoker_loader
 
 BLOCK_BYTES = 8 << 20
+READY = "ready"
 MAX_COLD_SHARE = 0.01
 MIN_WARM_SHARE = 0.999
 RESET_PEAK = "5"  # proc(5): clear_refs sets the peak of the resident set to what it is now
@@ -57,19 +60,22 @@ class Outcome:
     resident_share_before: float
 
 
-def measure(order: Order) -> Outcome:
-    make = {**loaders.MAKERS, **ours.MAKERS}[order.maker]
-    load = make()
-    rehearsal = load(order.rehearsal)
-    touch(spans(rehearsal.values()))
-    del rehearsal
+def rehearsed(order: Order) -> loaders.Load:
+    """The loader, after its first load."""
+    load = {**loaders.MAKERS, **ours.MAKERS}[order.maker]()
+    tensors = load(order.rehearsal)
+    touch(spans(tensors.values()))
+    return load
+
+
+def measure(order: Order, load: loaders.Load) -> Outcome:
+    """Raises RuntimeError if the files are not in the state that the order asks for."""
     folder = Path(order.path).parent
-    checkpoint_bytes = stoker_loader.residency(folder).checkpoint_bytes
     # Both at once: what the loader allocates and what the page cache takes.
-    memory = Memory(checkpoint_bytes)
+    memory = Memory(folder_bytes(folder))
     if order.cold:
         read(folder)
-    else:
+    elif resident_share(folder) < MIN_WARM_SHARE:
         stoker_loader.evict(folder)
         stoker_loader.prefetch(folder)
     gc.collect()
@@ -150,16 +156,30 @@ def resident_share(folder: Path) -> float:
     return found.resident_bytes / found.checkpoint_bytes
 
 
+def folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
 def main() -> None:
     order = Order(**json.loads(sys.argv[1]))
-    # What a library prints must not end up beside the answer.
-    answer = os.fdopen(os.dup(1), "w")
+    # What a library prints must not end up beside the answers.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    json.dump(asdict(measure(order)), answer)
-    answer.flush()
+    load = rehearsed(order)
+    answers.write(READY + "\n")
+    if not sys.stdin.readline():
+        return  # nobody waits for it any more
+    outcome = measure(order, load)
+    gc.collect()
+    folder = Path(order.path).parent
+    keep = Memory(folder_bytes(folder))
+    answers.write(json.dumps(asdict(outcome)) + "\n")
+    sys.stdin.readline()
+    keep.give_back()
+    if order.cold:
+        stoker_loader.evict(folder)
     os._exit(0)  # no peer's teardown is waited for; everything was measured
 
 
 if __name__ == "__main__":
-    assert resource.getpagesize() == PAGE_BYTES
     main()

@@ -42,9 +42,10 @@ def limit_row(results: Results) -> Row:
         figure="; ".join(figures),
         passed=min(shares) >= MIN_LIMIT_SHARE,
         method="The limit is the best median of all ways of reading the same file with O_DIRECT, "
-        "between the contenders of every round: fio's psync and io_uring over queue depths (its "
-        "buffers are reused over three passes), and threads of `preadv` into buffers that were "
-        "touched ahead. The limit's clock touches no pages and maps none.",
+        "between the contenders of every round: fio's psync and io_uring, and threads of `preadv`, "
+        "each at several queue depths; all are tried once and the fastest three take part in "
+        "every round. Their buffers are few and used again and again, and the first use does not "
+        "count. The limit's clock touches no pages and maps none.",
         samples=samples,
         table=[
             ["way of reading", *results.limit],

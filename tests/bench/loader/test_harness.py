@@ -15,9 +15,10 @@ from tests.bench.loader.contenders import CONTENDERS, FAILURES_FILE, OURS, Peers
 from tests.bench.loader.judge import judge
 from tests.bench.loader.ours import ABLATION, VERIFICATION
 from tests.bench.loader.plan import MIN_ROUNDS, Plan
-from tests.bench.loader.processes import MeasureFailedError, measure
+from tests.bench.loader.processes import MeasureFailedError, Relay
 from tests.bench.loader.results import Results
-from tests.bench.loader.run import ROWS, Session, run
+from tests.bench.loader.run import ROWS, run
+from tests.bench.loader.session import Session
 from tests.bench.loader.store import REHEARSAL, Store
 from tests.bench.report import LOADER, markdown, read_json, write_json
 
@@ -52,16 +53,16 @@ def test_a_quick_run_has_every_row_and_says_who_is_missing(store: Store, tmp_pat
         assert all(value >= 0 for values in row.samples.values() for value in values), row.id
     notes = "\n".join(report.notes)
     for peer in PEERS:
-        assert f"{peer} has no figure: does not install: {WHY}" in notes
+        assert f"{peer} has no figure on tiny: does not install: {WHY}" in notes
     # Nobody is beaten who was not measured.
     passed = {row.id: row.passed for row in report.rows}
     assert (passed["cold-peers"], passed["warm-peers"], passed["cpu"]) == (False, False, False)
-    assert any(line.lstrip().startswith("cold tiny 1/1 stoker") for line in said)
+    assert any(line.lstrip().startswith("cold tiny 1/1 stoker:") for line in said)
     write_json(report, tmp_path / "report.json")
     assert read_json(tmp_path / "report.json") == report
     page = markdown(report, LOADER)
     assert page.startswith("# Loader benchmarks\n")
-    assert f"- {PEERS[0]} has no figure" in page
+    assert f"- {PEERS[0]} has no figure on tiny" in page
     assert "| bulk: pieces of 128 KiB instead of 8 MiB |" in page
 
 
@@ -70,16 +71,17 @@ def test_a_checkpoint_that_cannot_be_evicted_is_no_cold_one(store: Store) -> Non
     with stoker_loader.open(path) as checkpoint:
         checkpoint.populate()
         with pytest.raises(MeasureFailedError, match="is in the page cache"):
-            measure(Order(OURS, str(path), str(path), cold=True))
+            Relay().measure(Order(OURS, str(path), str(path), cold=True))
 
 
 def test_a_contender_that_gives_other_tensors_has_no_time(store: Store) -> None:
     session = Session(store, store.peers, Plan.quick(), random.Random(1), lambda line: None)
-    calls = session.by_contender(REHEARSAL, [CONTENDERS[OURS]], cold=False)
+    calls = session.by_contender(REHEARSAL, cold=False)
     outcome = calls[OURS]()
     session.tensors[REHEARSAL] = (outcome.tensors, outcome.tensor_bytes, outcome.seen ^ 1)
     with pytest.raises(MeasureFailedError, match="gave other tensors"):
         calls[OURS]()
+    session.relay.end()
 
 
 def test_a_peer_that_fails_is_left_out_with_its_reason(store: Store) -> None:
@@ -89,13 +91,34 @@ def test_a_peer_that_fails_is_left_out_with_its_reason(store: Store) -> None:
     asked: list[str] = []
 
     def fail() -> float:
-        asked.append("peer")
+        asked.append("tensorizer")
         raise MeasureFailedError("exit 1: it broke")
 
-    found = session.rounds("cold", {"peer": fail, "other": lambda: 1.0})
+    calls = {"tensorizer": fail, "other": lambda: 1.0}
+    found = session.rounds("cold", REHEARSAL, calls, time_limit_s=60)
     assert found == {"other": [1.0, 1.0, 1.0]}
-    assert asked == ["peer"]
-    assert session.missing == {"peer": "cold: exit 1: it broke"}
+    assert asked == ["tensorizer"]
+    assert session.notes == [f"tensorizer has no figure on {REHEARSAL}: exit 1: it broke"]
+
+
+def test_our_own_failure_ends_the_run(store: Store) -> None:
+    session = Session(store, store.peers, Plan.quick(), random.Random(1), lambda line: None)
+
+    def fail() -> float:
+        raise MeasureFailedError("exit 1: it broke")
+
+    with pytest.raises(MeasureFailedError, match="it broke"):
+        session.rounds("cold", REHEARSAL, {OURS: fail}, time_limit_s=60)
+
+
+def test_a_stage_ends_with_its_share_of_the_time_and_the_report_says_so(store: Store) -> None:
+    session = Session(store, store.peers, Plan(), random.Random(1), lambda line: None)
+    found = session.rounds("cold", REHEARSAL, {"other": lambda: 1.0}, time_limit_s=-1)
+    assert found == {"other": [1.0]}
+    assert session.notes == [
+        f"cold {REHEARSAL}: 1 rounds instead of {MIN_ROUNDS}, since its share of the time, -1 s, "
+        "was over"
+    ]
 
 
 def outcome(
