@@ -50,8 +50,14 @@ def limit_row(results: Results) -> Row:
         table=[
             ["way of reading", *results.limit],
             *(
-                [way, *(f"{median(ways[way]) / GB:.2f} GB/s" for ways in results.limit.values())]
-                for way in next(iter(results.limit.values()))
+                [
+                    way,
+                    *(
+                        f"{median(ways[way]) / GB:.2f} GB/s" if way in ways else "slower"
+                        for ways in results.limit.values()
+                    ),
+                ]
+                for way in dict.fromkeys(way for ways in results.limit.values() for way in ways)
             ),
         ],
     )
