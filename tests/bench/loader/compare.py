@@ -14,8 +14,11 @@ Seconds = Callable[[list[Outcome]], list[float]]
 
 PROTOCOL = (
     "Each measurement is a process of its own that imports everything, loads a tiny checkpoint, "
-    "touches as much memory as the checkpoint has, reads the files once, and gives both back just "
-    "before the clock starts, so that the kernel takes pages that this machine had a moment ago. "
+    "touches as much memory as the checkpoint has, brings the files into the page cache (in huge "
+    "folios, which the kernel can split for whoever wants small ones), reads them there, and gives "
+    "back what it shall not keep just before the clock starts: so the kernel takes pages that this "
+    "machine touched a moment ago. Each process stays until the next has imported everything, and "
+    "hands its memory on. "
 )
 COLD = (
     "Only the checkpoint's pages are dropped (`posix_fadvise`) and the kernel confirms that at "

@@ -54,7 +54,7 @@ class Llama:
 
 SMOLLM2_135M = Llama(576, 30, 576, 192, 1536, 49_152, tied=True)
 LLAMA_1B = Llama(2048, 22, 2048, 256, 5632, 49_152)
-LLAMA_3B = Llama(3072, 27, 3072, 1024, 8192, 128_256)
+LLAMA_3B = Llama(3072, 26, 3072, 1024, 8192, 128_256)
 # The tensors of Qwen3-30B-A3B, 18,867 of them, with dimensions that make each expert's 4 KiB.
 EXPERTS = Llama(64, 48, 64, 64, 32, 512, experts=128)
 FEW_EXPERTS = Llama(64, 4, 64, 64, 32, 512, experts=32)
