@@ -10,12 +10,12 @@ from pathlib import Path
 
 from tests.bench.loader.child import Outcome
 from tests.bench.loader.contenders import CONTENDERS
+from tests.bench.loader.contest import Contest, Tell
 from tests.bench.loader.judge import judge
 from tests.bench.loader.limit import best_ways
 from tests.bench.loader.ours import ABLATION, VERIFICATION
 from tests.bench.loader.plan import Plan
 from tests.bench.loader.results import ByName, Results
-from tests.bench.loader.session import Session, Tell
 from tests.bench.loader.store import Store
 from tests.bench.machine import commit, machine
 from tests.bench.report import Report
@@ -32,9 +32,9 @@ def run(root: Path, store: Store, plan: Plan, rows: Iterable[str], tell: Tell) -
     head, dirty = commit(root)
     store.data.mkdir(parents=True, exist_ok=True)
     here = machine(store.data)
-    session = Session(store, store.peers, plan, random.Random(plan.seed), tell)
-    made_s = prepare(session)
-    results = gather(session, set(rows))
+    contest = Contest(store, store.peers, plan, random.Random(plan.seed), tell)
+    made_s = prepare(contest)
+    results = gather(contest, set(rows))
     report = Report(
         started_at=started_at,
         duration_s=round(time.monotonic() - began, 1),
@@ -43,10 +43,10 @@ def run(root: Path, store: Store, plan: Plan, rows: Iterable[str], tell: Tell) -
         machine=here,
         parameters={
             **plan.parameters(),
-            **session.peers.versions(),
+            **contest.peers.versions(),
             "making_checkpoints_s": round(made_s, 1),
         },
-        notes=[*session.notes, *left_out(plan)],
+        notes=[*contest.notes, *left_out(plan)],
         rows=judge(results),
     )
     for row in report.rows:
@@ -55,32 +55,32 @@ def run(root: Path, store: Store, plan: Plan, rows: Iterable[str], tell: Tell) -
     return report
 
 
-def prepare(session: Session) -> float:
+def prepare(contest: Contest) -> float:
     """Makes every checkpoint in every format before anything is measured; the seconds it took."""
     began = time.monotonic()
-    for checkpoint in session.plan.checkpoints:
-        session.by_contender(checkpoint, cold=True)
+    for checkpoint in contest.plan.checkpoints:
+        contest.by_contender(checkpoint, cold=True)
     return time.monotonic() - began
 
 
-def gather(session: Session, rows: set[str]) -> Results:
+def gather(contest: Contest, rows: set[str]) -> Results:
     """Measures stage after stage; what one leaves of its share of the time the others get."""
-    plan, store = session.plan, session.store
+    plan, store = contest.plan, contest.store
     results = Results()
     for checkpoint in plan.checkpoints:
         results.checkpoint_bytes[checkpoint] = store.ours(checkpoint).stat().st_size
     stages = [
-        *(("cold", name, _cold(session, results, name)) for name in plan.sizes),
-        *(("warm", name, _warm(session, results.warm, name)) for name in plan.warm_sizes),
-        ("many", plan.many, _warm(session, results.many, plan.many)),
-        ("steps", plan.middle, _steps(session, results)),
+        *(("cold", name, _cold(contest, results, name)) for name in plan.sizes),
+        *(("warm", name, _warm(contest, results.warm, name)) for name in plan.warm_sizes),
+        ("many", plan.many, _warm(contest, results.many, plan.many)),
+        ("steps", plan.middle, _steps(contest, results)),
     ]
     wanted = [stage for stage in stages if stage[0] in rows]
     deadline = time.monotonic() + plan.time_limit_s
     shares = [plan.share(kind, checkpoint) for kind, checkpoint, _ in wanted]
     for number, (kind, checkpoint, measure) in enumerate(wanted):
         left_s = deadline - time.monotonic()
-        session.tell(f"{kind} {checkpoint} ... {left_s:.0f} s are left for all")
+        contest.tell(f"{kind} {checkpoint} ... {left_s:.0f} s are left for all")
         measure(left_s * shares[number] / sum(shares[number:]))
     return results
 
@@ -88,19 +88,19 @@ def gather(session: Session, rows: set[str]) -> Results:
 Stage = Callable[[float], None]
 
 
-def _cold(session: Session, results: Results, checkpoint: str) -> Stage:
+def _cold(contest: Contest, results: Results, checkpoint: str) -> Stage:
     """The contenders, and the best ways of reading their file, in the same rounds."""
 
     def measure(time_limit_s: float) -> None:
-        file = session.store.ours(checkpoint)
-        reads = {str(way): way for way in best_ways(file, session.tell)}
+        file = contest.store.ours(checkpoint)
+        reads = {str(way): way for way in best_ways(file, contest.tell)}
         calls: dict[str, Callable[[], Outcome | float]] = {
-            **session.by_contender(checkpoint, cold=True),
+            **contest.by_contender(checkpoint, cold=True),
             **{name: (lambda way=way: way.bytes_per_s(file)) for name, way in reads.items()},
         }
         outcomes: ByName = {}
         limit: dict[str, list[float]] = {}
-        for name, values in session.rounds("cold", checkpoint, calls, time_limit_s).items():
+        for name, values in contest.rounds("cold", checkpoint, calls, time_limit_s).items():
             if name in reads:
                 limit[name] = [value for value in values if isinstance(value, float)]
             else:
@@ -109,26 +109,26 @@ def _cold(session: Session, results: Results, checkpoint: str) -> Stage:
         if limit:
             results.limit[checkpoint] = limit
         else:
-            session.notes.append(f"no limit on {checkpoint}: its disk refuses O_DIRECT")
+            contest.notes.append(f"no limit on {checkpoint}: its disk refuses O_DIRECT")
 
     return measure
 
 
-def _warm(session: Session, into: dict[str, ByName], checkpoint: str) -> Stage:
+def _warm(contest: Contest, into: dict[str, ByName], checkpoint: str) -> Stage:
     def measure(time_limit_s: float) -> None:
         # Whatever is resident came in by another way: each is brought in anew, and stays.
-        stoker_loader.evict(session.store.data / checkpoint)
-        calls = session.by_contender(checkpoint, cold=False)
-        into[checkpoint] = session.rounds("warm", checkpoint, calls, time_limit_s)
+        stoker_loader.evict(contest.store.data / checkpoint)
+        calls = contest.by_contender(checkpoint, cold=False)
+        into[checkpoint] = contest.rounds("warm", checkpoint, calls, time_limit_s)
 
     return measure
 
 
-def _steps(session: Session, results: Results) -> Stage:
+def _steps(contest: Contest, results: Results) -> Stage:
     def measure(time_limit_s: float) -> None:
-        checkpoint = session.plan.middle
-        calls = session.by_step(checkpoint, (*ABLATION, *VERIFICATION))
-        found = session.rounds("steps", checkpoint, calls, time_limit_s)
+        checkpoint = contest.plan.middle
+        calls = contest.by_step(checkpoint, (*ABLATION, *VERIFICATION))
+        found = contest.rounds("steps", checkpoint, calls, time_limit_s)
         results.steps[checkpoint] = {name: found[name] for name in ABLATION}
         results.verification[checkpoint] = {
             name: found[name] for name in ("all_steps", *VERIFICATION)

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from tests.bench.loader.child import Order, Outcome
 from tests.bench.loader.contenders import CONTENDERS, FAILURES_FILE, OURS, Peers, requirements
+from tests.bench.loader.contest import Contest
 from tests.bench.loader.judge import judge
 from tests.bench.loader.ours import ABLATION, VERIFICATION
 from tests.bench.loader.plan import MIN_ROUNDS, Plan
 from tests.bench.loader.processes import MeasureFailedError, Relay
 from tests.bench.loader.results import Results
 from tests.bench.loader.run import ROWS, run
-from tests.bench.loader.session import Session
 from tests.bench.loader.store import REHEARSAL, Store
 from tests.bench.report import LOADER, markdown, read_json, write_json
 
@@ -75,17 +75,17 @@ def test_a_checkpoint_that_cannot_be_evicted_is_no_cold_one(store: Store) -> Non
 
 
 def test_a_contender_that_gives_other_tensors_has_no_time(store: Store) -> None:
-    session = Session(store, store.peers, Plan.quick(), random.Random(1), lambda line: None)
-    calls = session.by_contender(REHEARSAL, cold=False)
+    contest = Contest(store, store.peers, Plan.quick(), random.Random(1), lambda line: None)
+    calls = contest.by_contender(REHEARSAL, cold=False)
     outcome = calls[OURS]()
-    session.tensors[REHEARSAL] = (outcome.tensors, outcome.tensor_bytes, outcome.seen ^ 1)
+    contest.tensors[REHEARSAL] = (outcome.tensors, outcome.tensor_bytes, outcome.seen ^ 1)
     with pytest.raises(MeasureFailedError, match="gave other tensors"):
         calls[OURS]()
-    session.relay.end()
+    contest.relay.end()
 
 
 def test_a_peer_that_fails_is_left_out_with_its_reason(store: Store) -> None:
-    session = Session(
+    contest = Contest(
         store, store.peers, replace(Plan.quick(), rounds=3), random.Random(1), lambda line: None
     )
     asked: list[str] = []
@@ -95,27 +95,27 @@ def test_a_peer_that_fails_is_left_out_with_its_reason(store: Store) -> None:
         raise MeasureFailedError("exit 1: it broke")
 
     calls = {"tensorizer": fail, "other": lambda: 1.0}
-    found = session.rounds("cold", REHEARSAL, calls, time_limit_s=60)
+    found = contest.rounds("cold", REHEARSAL, calls, time_limit_s=60)
     assert found == {"other": [1.0, 1.0, 1.0]}
     assert asked == ["tensorizer"]
-    assert session.notes == [f"tensorizer has no figure on {REHEARSAL}: exit 1: it broke"]
+    assert contest.notes == [f"tensorizer has no figure on {REHEARSAL}: exit 1: it broke"]
 
 
 def test_our_own_failure_ends_the_run(store: Store) -> None:
-    session = Session(store, store.peers, Plan.quick(), random.Random(1), lambda line: None)
+    contest = Contest(store, store.peers, Plan.quick(), random.Random(1), lambda line: None)
 
     def fail() -> float:
         raise MeasureFailedError("exit 1: it broke")
 
     with pytest.raises(MeasureFailedError, match="it broke"):
-        session.rounds("cold", REHEARSAL, {OURS: fail}, time_limit_s=60)
+        contest.rounds("cold", REHEARSAL, {OURS: fail}, time_limit_s=60)
 
 
 def test_a_stage_ends_with_its_share_of_the_time_and_the_report_says_so(store: Store) -> None:
-    session = Session(store, store.peers, Plan(), random.Random(1), lambda line: None)
-    found = session.rounds("cold", REHEARSAL, {"other": lambda: 1.0}, time_limit_s=-1)
+    contest = Contest(store, store.peers, Plan(), random.Random(1), lambda line: None)
+    found = contest.rounds("cold", REHEARSAL, {"other": lambda: 1.0}, time_limit_s=-1)
     assert found == {"other": [1.0]}
-    assert session.notes == [
+    assert contest.notes == [
         f"cold {REHEARSAL}: 1 rounds instead of {MIN_ROUNDS}, since its share of the time, -1 s, "
         "was over"
     ]

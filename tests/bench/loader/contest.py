@@ -20,7 +20,7 @@ Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
+class Contest:
     """One run. A contender that fails on a checkpoint is left out there from then on; `notes` say
     why, and what else was not measured."""
 
