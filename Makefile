@@ -1,7 +1,8 @@
 # Each target is one line of what the README says; every one does its own set-up.
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: demo up test check check-gpu lint types imports native unit-test models bench bench-quick clean help
+.PHONY: demo up test check check-gpu lint types imports native unit-test models bench bench-quick \
+	bench-loader bench-loader-quick clean help
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -58,6 +59,17 @@ bench: .venv/ready models  ## every figure of docs/benchmarks.md, measured here 
 bench-quick: .venv/ready models  ## the same with few samples
 	$(BIN)/python scripts/bench.py --quick
 
+bench-loader: .cache/bench-peers/ready $(MODELS)/smollm2-135m-instruct/config.json  ## the loader beside its peers: docs/loader-benchmarks.md (about 40 minutes, 25 GB of disk)
+	$(BIN)/python scripts/bench_loader.py
+
+bench-loader-quick: .cache/bench-peers/ready  ## the same, once, on small checkpoints
+	$(BIN)/python scripts/bench_loader.py --quick
+
+# Peers never share an environment with the product: each wants its own versions.
+.cache/bench-peers/ready: tests/bench/loader/peers-constraints.txt tests/bench/loader/contenders.py | .venv/ready
+	$(BIN)/python -m tests.bench.loader.install $(@D) $(BIN)/uv $<
+	@touch $@
+
 models: $(MODELS)/smollm2-135m-instruct/config.json $(MODELS)/all-minilm-l6-v2/config.json
 
 $(MODELS)/smollm2-135m-instruct/config.json: | .venv/ready
@@ -86,4 +98,4 @@ $(MODELS)/all-minilm-l6-v2/config.json: | .venv/ready
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
 
 clean:  ## remove what was built here; models stay
-	rm -rf .venv build loader_ext/target
+	rm -rf .venv build loader_ext/target .cache/bench-loader .cache/bench-peers

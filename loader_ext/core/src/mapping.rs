@@ -166,6 +166,13 @@ impl Mapping {
         }
     }
 
+    /// Takes back the advice to use huge pages, so that what it is worth can be measured.
+    pub fn advise_small_pages(&self) {
+        // SAFETY: the range is exactly the mapping. A kernel without huge pages answers EINVAL
+        // and has small ones anyway.
+        unsafe { libc::madvise(self.address.as_ptr().cast(), self.bytes, libc::MADV_NOHUGEPAGE) };
+    }
+
     /// Brings a range that begins on a page into the page cache and maps it.
     pub(crate) fn populate_range(
         &self,
@@ -254,22 +261,35 @@ pub fn populate(
     threads: usize,
     watch: impl FnMut(u64) -> Result<()>,
 ) -> Result<u64> {
-    populate_with(mappings, threads, &AtomicBool::new(true), watch)
+    populate_in_pieces(mappings, threads, PIECE_BYTES, watch)
+}
+
+/// The same with pieces of another length (rounded up to pages), so that what long ones are worth
+/// can be measured.
+pub fn populate_in_pieces(
+    mappings: &[Arc<Mapping>],
+    threads: usize,
+    piece_bytes: u64,
+    watch: impl FnMut(u64) -> Result<()>,
+) -> Result<u64> {
+    populate_with(mappings, threads, piece_bytes, &AtomicBool::new(true), watch)
 }
 
 fn populate_with(
     mappings: &[Arc<Mapping>],
     threads: usize,
+    piece_bytes: u64,
     advise: &AtomicBool,
     watch: impl FnMut(u64) -> Result<()>,
 ) -> Result<u64> {
+    let piece_bytes = piece_bytes.max(1).next_multiple_of(page_bytes() as u64);
     let work: Vec<(&Mapping, u64, u64)> = mappings
         .iter()
         .flat_map(|mapping| {
             let end = mapping.bytes as u64;
             (0..end)
-                .step_by(PIECE_BYTES as usize)
-                .map(move |begin| (&**mapping, begin, PIECE_BYTES.min(end - begin)))
+                .step_by(piece_bytes as usize)
+                .map(move |begin| (&**mapping, begin, piece_bytes.min(end - begin)))
         })
         .collect();
     pieces::run(

@@ -97,22 +97,29 @@ impl NativeCheckpoint {
     }
 
     /// Maps all files (once); no page is read.
-    fn map(&self, py: Python<'_>) -> PyResult<()> {
-        self.mappings(py).map(|_| ())
+    #[pyo3(signature = (huge_pages=true))]
+    fn map(&self, py: Python<'_>, huge_pages: bool) -> PyResult<()> {
+        let mappings = self.mappings(py)?;
+        if !huge_pages {
+            mappings.iter().for_each(|mapping| mapping.advise_small_pages());
+        }
+        Ok(())
     }
 
-    /// Brings all pages in; returns the bytes.
+    /// Brings all pages in, `piece_bytes` at a time; returns the bytes.
+    #[pyo3(signature = (callback, threads, piece_bytes=mapping::PIECE_BYTES))]
     fn populate(
         &self,
         py: Python<'_>,
         callback: Callback,
         threads: Option<usize>,
+        piece_bytes: u64,
     ) -> PyResult<u64> {
         let mappings = self.mappings(py)?;
         let total = self.checkpoint.checkpoint_bytes();
         let threads = threads.unwrap_or_else(mapping::populate_threads);
         progress::run(py, &callback, |watch| {
-            mapping::populate(mappings, threads, |done| watch(done, total))
+            mapping::populate_in_pieces(mappings, threads, piece_bytes, |done| watch(done, total))
         })
     }
 
