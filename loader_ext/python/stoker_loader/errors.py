@@ -45,48 +45,37 @@ from typing import Unpack
 # All are found here; the branches beside reading files are defined in files of their own.
 # (isort would make each of their names a statement.)
 # isort: off
+# fmt: off
 from stoker_loader.accelerator_errors import (
-    AcceleratorError as AcceleratorError,
-    DeviceAddressError as DeviceAddressError,
-    DeviceUnavailableError as DeviceUnavailableError,
-    DeviceUnknownError as DeviceUnknownError,
-    DriverCallError as DriverCallError,
-    DriverMissingError as DriverMissingError,
+    AcceleratorError as AcceleratorError, DeviceAddressError as DeviceAddressError,
+    DeviceUnavailableError as DeviceUnavailableError, DeviceUnknownError as DeviceUnknownError,
+    DriverCallError as DriverCallError, DriverMissingError as DriverMissingError,
     DriverOutdatedError as DriverOutdatedError,
 )
 from stoker_loader.adapter_errors import (
-    AdapterError as AdapterError,
-    AdapterInvalidError as AdapterInvalidError,
-    AdapterMismatchError as AdapterMismatchError,
-    AdapterNameError as AdapterNameError,
+    AdapterError as AdapterError, AdapterInvalidError as AdapterInvalidError,
+    AdapterMismatchError as AdapterMismatchError, AdapterNameError as AdapterNameError,
     AdapterUnsupportedError as AdapterUnsupportedError,
 )
 from stoker_loader.conversion_errors import (
-    ConversionBusyError as ConversionBusyError,
-    ConversionError as ConversionError,
-    ConversionFailedError as ConversionFailedError,
-    ConversionLimitError as ConversionLimitError,
-    EntryRefusedError as EntryRefusedError,
-    MissingPackageError as MissingPackageError,
-    PickleInvalidError as PickleInvalidError,
-    PickleUnsafeError as PickleUnsafeError,
+    ConversionBusyError as ConversionBusyError, ConversionError as ConversionError,
+    ConversionFailedError as ConversionFailedError, ConversionLimitError as ConversionLimitError,
+    EntryRefusedError as EntryRefusedError, MissingPackageError as MissingPackageError,
+    PickleInvalidError as PickleInvalidError, PickleUnsafeError as PickleUnsafeError,
     SourceFormatError as SourceFormatError,
 )
-from stoker_loader.error_base import LoaderError as LoaderError, Place as Place
+from stoker_loader.error_base import (
+    LoaderError as LoaderError, Place as Place,
+)
 from stoker_loader.fetch_errors import (
-    ArrivalInvalidError as ArrivalInvalidError,
-    FetchAbandonedError as FetchAbandonedError,
-    FetchBusyError as FetchBusyError,
-    FetchError as FetchError,
-    NoSourceError as NoSourceError,
-    RangeIgnoredError as RangeIgnoredError,
-    RangeRefusedError as RangeRefusedError,
-    SourceChangedError as SourceChangedError,
-    SourceFailedError as SourceFailedError,
-    SourceMissingError as SourceMissingError,
-    SourceRefusedError as SourceRefusedError,
+    ArrivalInvalidError as ArrivalInvalidError, FetchAbandonedError as FetchAbandonedError,
+    FetchBusyError as FetchBusyError, FetchError as FetchError, NoSourceError as NoSourceError,
+    RangeIgnoredError as RangeIgnoredError, RangeRefusedError as RangeRefusedError,
+    SourceChangedError as SourceChangedError, SourceFailedError as SourceFailedError,
+    SourceMissingError as SourceMissingError, SourceRefusedError as SourceRefusedError,
     WaitTimeoutError as WaitTimeoutError,
 )
+# fmt: on
 # isort: on
 
 
