@@ -1,7 +1,8 @@
 # Each target is one line of what the README says; every one does its own set-up.
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: demo up test check lint types imports native unit-test models bench bench-quick clean help
+.PHONY: demo up test check check-gpu lint types imports native unit-test models bench bench-quick \
+	bench-loader bench-loader-quick clean help
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -35,6 +36,10 @@ test: check models  ## linters, types and every test
 
 check: lint types imports native  ## linters and types only
 
+check-gpu: .venv/ready  ## what only a GPU can show; without one it says so and passes
+	cd loader_ext && cargo test --quiet -p stoker-loader-core device
+	$(BIN)/python -m pytest -q -m gpu loader_ext/tests/gpu
+
 lint: .venv/ready
 	$(BIN)/ruff format --quiet --check .
 	$(BIN)/ruff check --quiet .
@@ -53,6 +58,17 @@ bench: .venv/ready models  ## every figure of docs/benchmarks.md, measured here 
 
 bench-quick: .venv/ready models  ## the same with few samples
 	$(BIN)/python scripts/bench.py --quick
+
+bench-loader: .cache/bench-peers/ready $(MODELS)/smollm2-135m-instruct/config.json  ## the loader beside its peers: docs/loader-benchmarks.md (about 40 minutes, 25 GB of disk)
+	$(BIN)/python scripts/bench_loader.py
+
+bench-loader-quick: .cache/bench-peers/ready  ## the same, once, on small checkpoints
+	$(BIN)/python scripts/bench_loader.py --quick
+
+# Peers never share an environment with the product: each wants its own versions.
+.cache/bench-peers/ready: tests/bench/loader/peers-constraints.txt tests/bench/loader/contenders.py | .venv/ready
+	$(BIN)/python -m tests.bench.loader.install $(@D) $(BIN)/uv $<
+	@touch $@
 
 models: $(MODELS)/smollm2-135m-instruct/config.json $(MODELS)/all-minilm-l6-v2/config.json
 
@@ -82,4 +98,4 @@ $(MODELS)/all-minilm-l6-v2/config.json: | .venv/ready
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
 
 clean:  ## remove what was built here; models stay
-	rm -rf .venv build loader_ext/target
+	rm -rf .venv build loader_ext/target .cache/bench-loader .cache/bench-peers

@@ -167,8 +167,21 @@ def test_each_native_error_is_one_class_with_the_same_code_and_words() -> None:
         assert classes[name].__doc__ == meaning
     python_only = classes.keys() - {name for _, name, _ in table}
     assert python_only == {
+        "AdapterInvalidError",
+        "AdapterMismatchError",
+        "AdapterNameError",
+        "AdapterUnsupportedError",
         "CheckpointClosedError",
+        "ConversionBusyError",
+        "ConversionFailedError",
+        "ConversionLimitError",
+        "DeviceUnavailableError",
+        "EntryRefusedError",
+        "MissingPackageError",
         "ModuleMismatchError",
+        "PickleInvalidError",
+        "PickleUnsafeError",
+        "SourceFormatError",
         "UnknownTensorError",
         "UnsupportedDtypeError",
     }

@@ -102,7 +102,7 @@ def test_other_files_come_along_and_pickles_stay(decoder: tuple[Path, dict], dis
     (source / "old.safetensors").write_bytes(b"another file of weights")
     report = sl.layout(source, disk / "laid")
     names = [file.name for file in report.digest.files]
-    assert names == ["config.json", "model.safetensors", "tokenizer/vocab.txt"]
+    assert names == ["config.json", "model.safetensors", "model.stx", "tokenizer/vocab.txt"]
     assert report.skipped == ("old.safetensors", "training_args.bin")
     assert (disk / "laid" / "tokenizer" / "vocab.txt").read_text() == "a\n"
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gc
+import io
 import os
 from pathlib import Path
 
+import pytest
 import torch
+from safetensors.torch import save_file
 
 import stoker_loader as sl
 
@@ -103,3 +106,88 @@ def test_two_loads_share_the_pages(large: Path) -> None:
     for _, _, counters in mappings(large):
         assert counters["Pss"] < counters["Rss"]
         assert counters["Anonymous"] == 0
+
+
+def test_each_tensor_has_a_storage_of_its_own(decoder: tuple[Path, dict]) -> None:
+    with sl.open(decoder[0]) as checkpoint:
+        tensors = checkpoint.load()
+        fused_alone = checkpoint.tensor("norm.weight")
+    for tensor in (*tensors.values(), fused_alone):
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes
+        assert not tensor._is_view()
+        assert tensor._version == 0
+    saved = io.BytesIO()
+    torch.save(tensors["norm.weight"], saved)
+    assert len(saved.getvalue()) < 4096
+
+
+def test_making_thousands_of_tensors_pauses_the_collector(disk: Path) -> None:
+    path = disk / "many.safetensors"
+    save_file({f"w.{number}": torch.ones(1) for number in range(3000)}, path)
+    collected: list[int] = []
+
+    def note(phase: str, info: dict[str, int]) -> None:
+        collected.append(info["generation"])
+
+    with sl.open(path) as checkpoint:
+        checkpoint.populate()
+        views = checkpoint._torch_views()
+        native = checkpoint._native
+        assert native is not None
+        gc.callbacks.append(note)
+        try:
+            tensors = views.attach(native)
+            during = len(collected)
+        finally:
+            gc.callbacks.remove(note)
+    assert len(tensors) == 3000
+    assert during == 0
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        sl.load_file(path)
+        assert not gc.isenabled()  # whoever turned it off keeps it off
+    finally:
+        gc.enable()
+
+
+def test_a_dtype_that_dlpack_lacks_is_no_view_either(
+    disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = disk / "f8.safetensors"
+    whole = torch.arange(24, dtype=torch.uint8).view(torch.float8_e5m2).view(4, 6)
+    save_file({"w": whole, "scalar": whole[0, 1].clone()}, path)
+
+    from_dlpack = torch._C._from_dlpack
+
+    def older(capsule: object) -> torch.Tensor:
+        tensor = from_dlpack(capsule)
+        if tensor.dtype == torch.float8_e5m2:
+            raise BufferError("an older torch")
+        return tensor
+
+    with sl.open(path) as checkpoint:
+        direct = checkpoint.load()["w"]
+    monkeypatch.setattr(torch._C, "_from_dlpack", older)
+    with sl.open(path) as checkpoint:
+        tensors = checkpoint.load()
+        assert checkpoint.stats.copied_bytes == 0
+    for name, wanted in (("w", whole), ("scalar", whole[0, 1])):
+        assert tensors[name].dtype == torch.float8_e5m2
+        assert tensors[name].shape == wanted.shape
+        assert not tensors[name]._is_view()
+    assert torch.equal(tensors["w"].view(torch.uint8), direct.view(torch.uint8))
+
+
+def test_no_cycle_holds_a_mapping(decoder: tuple[Path, dict]) -> None:
+    path = decoder[0] / "model.safetensors"
+    gc.disable()
+    try:
+        checkpoint = sl.open(path)  # and never closed
+        tensor = checkpoint.load()["norm.weight"]
+        del checkpoint
+        assert len(mappings(path)) == 1
+        del tensor
+        assert not mappings(path)
+    finally:
+        gc.enable()

@@ -15,7 +15,7 @@ from stoker_runtime.errors import CheckpointRejected
 
 MAX_JSON_BYTES = 64 * 1024 * 1024
 NEXT_STEPS = {
-    "pickle_refused": "convert it with save_pretrained(..., safe_serialization=True)",
+    "pickle_refused": "run: python -m stoker_loader convert SOURCE DESTINATION",
     "no_safetensors": "push a folder that holds model.safetensors",
     "checkpoint_not_found": "push it first",
 }

@@ -20,21 +20,25 @@ def checkpoint_files(folder: Path) -> tuple[Path, ...]:
 
 
 class DiskRate:
-    """Reads files past the page cache, `READERS` at once. The buffers are allocated and touched
+    """Reads files past the page cache, `readers` at once. The buffers are allocated and touched
     once, ahead: on a virtual machine the first touch may cost more than the disk."""
 
-    def __init__(self) -> None:
-        self._buffers = [mmap.mmap(-1, BLOCK_BYTES) for _ in range(READERS)]
+    def __init__(self, readers: int = READERS, block_bytes: int = BLOCK_BYTES) -> None:
+        self._block_bytes = block_bytes
+        self._buffers = [mmap.mmap(-1, block_bytes) for _ in range(readers)]
         for buffer in self._buffers:
-            buffer.write(b"\1" * BLOCK_BYTES)
+            buffer.write(b"\1" * block_bytes)
 
     def bytes_per_s(self, files: Iterable[Path]) -> float:
         """The rate of one pass over `files` with O_DIRECT."""
         blocks = [
-            (path, begin) for path in files for begin in range(0, path.stat().st_size, BLOCK_BYTES)
+            (path, begin)
+            for path in files
+            for begin in range(0, path.stat().st_size, self._block_bytes)
         ]
-        shares = [blocks[reader::READERS] for reader in range(READERS)]
-        with ThreadPoolExecutor(READERS) as pool:
+        readers = len(self._buffers)
+        shares = [blocks[reader::readers] for reader in range(readers)]
+        with ThreadPoolExecutor(readers) as pool:
             began = time.perf_counter()
             total_bytes = sum(pool.map(_read, self._buffers, shares))
             return total_bytes / (time.perf_counter() - began)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,19 @@ from pydantic import BaseModel, ConfigDict, Field
 from tests.bench.stats import Summary, summarise
 
 SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What a page of figures is called, what makes it, and where its samples are."""
+
+    title: str
+    command: str
+    raw: str
+
+
+PLATFORM = Page("Benchmarks", "make bench", "docs/benchmarks/latest.json")
+LOADER = Page("Loader benchmarks", "make bench-loader", "docs/loader-benchmarks/latest.json")
 
 
 class _Model(BaseModel):
@@ -31,23 +45,25 @@ class Machine(_Model):
 
 class Row(_Model):
     """One question with its answer. `samples` hold every raw measurement, slow ones included;
-    a sample's name ends with its unit."""
+    a sample's name ends with its unit. `passed` is None where no target is set, and `table` has
+    its head as its first line."""
 
     id: str
     question: str
     target: str
     figure: str
-    passed: bool
+    passed: bool | None
     method: str
     samples: dict[str, list[float]]
     facts: dict[str, float | int | str | bool | None] = Field(default_factory=dict)
+    table: list[list[str]] = Field(default_factory=list)
 
     def spread(self) -> dict[str, Summary]:
         return {name: summarise(values) for name, values in self.samples.items() if values}
 
 
 class Report(_Model):
-    """One run of `make bench`."""
+    """One run. `notes` say what could not be measured, and why."""
 
     schema_version: Annotated[int, Field(ge=1, le=SCHEMA_VERSION)] = SCHEMA_VERSION
     started_at: str  # UTC, ISO 8601
@@ -56,11 +72,12 @@ class Report(_Model):
     dirty: bool  # the working tree differed from the commit
     machine: Machine
     parameters: dict[str, float | int | str | bool]
+    notes: list[str] = Field(default_factory=list)
     rows: list[Row]
 
     @property
     def passed(self) -> bool:
-        return all(row.passed for row in self.rows)
+        return all(row.passed is not False for row in self.rows)
 
 
 def write_json(report: Report, path: Path) -> None:
@@ -81,14 +98,14 @@ def read_json(path: Path) -> Report:
     return Report.model_validate(body)
 
 
-def markdown(report: Report) -> str:
-    """The page docs/benchmarks.md: the table, then each row's method and spread."""
+def markdown(report: Report, page: Page = PLATFORM) -> str:
+    """The page of a report: the table, then each row's method and spread."""
     machine = report.machine
     tree = ", with uncommitted changes" if report.dirty else ""
     lines = [
-        "# Benchmarks",
+        f"# {page.title}",
         "",
-        "Made by `make bench`; do not edit. Raw samples: `docs/benchmarks/latest.json`.",
+        f"Made by `{page.command}`; do not edit. Raw samples: `{page.raw}`.",
         "",
         f"Run of {report.started_at} at commit `{report.commit}`{tree}, "
         f"{report.duration_s:.0f} s long.",
@@ -99,6 +116,8 @@ def markdown(report: Report) -> str:
         + ", ".join(f"{name} {value}" for name, value in report.parameters.items())
         + ".",
         "",
+        *(f"- {note}" for note in report.notes),
+        *([""] if report.notes else []),
         "| what | must be | measured | |",
         "| --- | --- | --- | --- |",
     ]
@@ -107,6 +126,8 @@ def markdown(report: Report) -> str:
     ]
     for row in report.rows:
         lines += ["", f"## {row.id}", "", row.method, ""]
+        if row.table:
+            lines += [*_table(row.table), ""]
         lines += ["| sample | n | min | median | p90 | p99 | max |", "|" + " --- |" * 7]
         for name, s in row.spread().items():
             values = (s.min, s.median, s.p90, s.p99, s.max)
@@ -116,8 +137,13 @@ def markdown(report: Report) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _table(lines: list[list[str]]) -> list[str]:
+    head, *body = ["| " + " | ".join(cells) + " |" for cells in lines]
+    return [head, "|" + " --- |" * len(lines[0]), *body]
+
+
 def _verdict(row: Row) -> str:
-    return "met" if row.passed else "**missed**"
+    return {True: "met", False: "**missed**", None: ""}[row.passed]
 
 
 def _number(value: float) -> str:

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use serde::Deserialize;
 use crate::arrival::{Arrival, Arriving, MAP_SUFFIX};
 use crate::error::{Error, Kind, Result};
 use crate::header::{self, Header};
+use crate::sidecar;
 
 /// The file of an unsharded checkpoint.
 pub const SINGLE_FILE: &str = "model.safetensors";
@@ -33,8 +35,8 @@ pub struct Shard {
     pub file: Arc<File>,
     /// Its length when it was opened.
     pub file_bytes: u64,
-    /// Its tensors.
-    pub header: Header,
+    /// Its tensors, which may be asked for after the file was closed.
+    pub header: Arc<Header>,
     /// Says which of its bytes are there, if it was still on its way when it was opened.
     pub arriving: Option<Arriving>,
 }
@@ -45,6 +47,15 @@ pub struct Waiter<'a> {
     pub patience: Duration,
     /// Called now and then; stops the wait by an error.
     pub watch: &'a mut dyn FnMut() -> Result<()>,
+}
+
+/// Whether a sidecar beside a file stands for its header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sidecars {
+    /// If it is bound to the header's bytes.
+    Believe,
+    /// Never: the header alone counts where files come from someone else.
+    Ignore,
 }
 
 /// An open checkpoint: every header is checked, no tensor's bytes have been read.
@@ -62,7 +73,12 @@ impl Checkpoint {
     /// A directory is looked through for `model.safetensors`, else for shards named by
     /// `model.safetensors.index.json`, else for any `*.safetensors`.
     pub fn open(path: &Path) -> Result<Self> {
-        Self::open_with(path, None)
+        Self::open_by(path, Sidecars::Believe, None)
+    }
+
+    /// The same, with a choice whether sidecars are read.
+    pub fn open_with(path: &Path, sidecars: Sidecars) -> Result<Self> {
+        Self::open_by(path, sidecars, None)
     }
 
     /// The same, where files may still be on their way ([`crate::fetch`]): waits for headers and
@@ -70,19 +86,25 @@ impl Checkpoint {
     ///
     /// Errors: as `open`, and `FetchAbandoned`, `WaitTimeout`, `ArrivalInvalid`.
     pub fn open_arriving(path: &Path, mut waiter: Waiter<'_>) -> Result<Self> {
-        Self::open_with(path, Some(&mut waiter))
+        // A sidecar that is not there yet is none: the header is as good, and here.
+        Self::open_by(path, Sidecars::Believe, Some(&mut waiter))
     }
 
-    fn open_with(path: &Path, mut waiter: Option<&mut Waiter<'_>>) -> Result<Self> {
+    fn open_by(
+        path: &Path,
+        sidecars: Sidecars,
+        mut waiter: Option<&mut Waiter<'_>>,
+    ) -> Result<Self> {
         if !path.is_dir() {
             let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
-            let shard = Shard::open(path, name.unwrap_or_default(), waiter)?;
+            let shard = Shard::open(path, name.unwrap_or_default(), sidecars, waiter)?;
             return Ok(Self { path: path.to_path_buf(), shards: vec![shard] });
         }
         let (names, index) = find_shards(path, waiter.as_deref_mut())?;
         let mut shards = Vec::with_capacity(names.len());
         for name in names {
-            shards.push(Shard::open(&path.join(&name), name, waiter.as_deref_mut())?);
+            let path = path.join(&name);
+            shards.push(Shard::open(&path, name, sidecars, waiter.as_deref_mut())?);
         }
         check_shards(&path.join(INDEX_FILE), &shards, index.as_ref())?;
         Ok(Self { path: path.to_path_buf(), shards })
@@ -106,7 +128,12 @@ impl Checkpoint {
 }
 
 impl Shard {
-    fn open(path: &Path, name: String, mut waiter: Option<&mut Waiter<'_>>) -> Result<Self> {
+    fn open(
+        path: &Path,
+        name: String,
+        sidecars: Sidecars,
+        mut waiter: Option<&mut Waiter<'_>>,
+    ) -> Result<Self> {
         let (file, arrival) = open_file(path, waiter.as_deref_mut())?;
         let file_bytes = file.metadata().map_err(|error| Error::io(path, "fstat", &error))?.len();
         let mut read = |bytes: &mut [u8], offset| {
@@ -120,12 +147,19 @@ impl Shard {
         let header_bytes = header::parse_length(path, &start, file_bytes)?;
         let mut bytes = vec![0; header_bytes as usize];
         read(&mut bytes, header::LENGTH_BYTES)?;
-        let header = header::parse(path, &bytes, file_bytes)?;
+        let sidecar = match sidecars {
+            Sidecars::Believe => read_sidecar(path, &bytes, file_bytes)?,
+            Sidecars::Ignore => None,
+        };
+        let header = match sidecar {
+            Some(header) => header,
+            None => header::parse(path, &bytes, file_bytes)?,
+        };
         let arriving = waiter.zip(arrival).map(|(waiter, arrival)| Arriving {
             arrival: Arc::new(arrival),
             patience: waiter.patience,
         });
-        let (path, file) = (path.to_path_buf(), Arc::new(file));
+        let (path, file, header) = (path.to_path_buf(), Arc::new(file), Arc::new(header));
         Ok(Self { name, path, file, file_bytes, header, arriving })
     }
 
@@ -185,6 +219,30 @@ fn open_part(path: &Path, waiter: &mut Waiter<'_>) -> Result<(File, Option<Arriv
         }
     }
     Err(Error::new(path, Kind::NotFound))
+}
+
+/// Where the sidecar of a safetensors file is, if it has one; `None` for files of other names.
+pub fn sidecar_path(path: &Path) -> Option<PathBuf> {
+    let named = path.file_name()?.to_str().is_some_and(is_safetensors_name);
+    named.then(|| path.with_extension(sidecar::EXTENSION))
+}
+
+/// The header by its sidecar, or `None` without one that is bound to these bytes.
+fn read_sidecar(path: &Path, text: &[u8], file_bytes: u64) -> Result<Option<Header>> {
+    let Some(path) = sidecar_path(path) else { return Ok(None) };
+    let found = match fs::metadata(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        found => found.map_err(|error| Error::io(&path, "stat", &error))?,
+    };
+    if !found.is_file() {
+        return Err(Error::new(&path, Kind::SymlinkRefused));
+    }
+    if found.len() > sidecar::LIMIT_BYTES {
+        let reason = format!("{} bytes are more than {}", found.len(), sidecar::LIMIT_BYTES);
+        return Err(Error::new(&path, Kind::SidecarInvalid { reason }));
+    }
+    let bytes = fs::read(&path).map_err(|error| Error::io(&path, "read", &error))?;
+    Ok(sidecar::parse(&path, &bytes, text, file_bytes)?.map(|sidecar| sidecar.header))
 }
 
 /// Whether a file's name is one that pickled weights go by.
@@ -271,6 +329,9 @@ fn read_index(path: &Path, mut waiter: Option<&mut Waiter<'_>>) -> Result<Index>
 
 /// Each name is in one shard alone, and shards and index agree.
 fn check_shards(index_path: &Path, shards: &[Shard], index: Option<&Index>) -> Result<()> {
+    if shards.len() == 1 && index.is_none() {
+        return Ok(()); // the header's own rules say all
+    }
     let mut owner: HashMap<&str, &Shard> = HashMap::new();
     for shard in shards {
         for tensor in &shard.header.tensors {

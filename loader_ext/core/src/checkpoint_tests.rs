@@ -106,3 +106,65 @@ fn a_file_that_changes_its_length_is_seen() {
     let error = checkpoint.shards[0].check_length().unwrap_err();
     assert_eq!(error.kind, Kind::FileChanged { expected_bytes, found_bytes: 50 });
 }
+
+/// A laid-out checkpoint, which has a sidecar, and the tensors that its header lists.
+fn laid_out(root: &Path) -> (PathBuf, Vec<header::TensorRecord>) {
+    write_bytes(&root.join("x.safetensors"), &[("a", vec![1; 9]), ("b", vec![2; 5])]);
+    let laid = root.join("laid");
+    crate::layout::layout(&root.join("x.safetensors"), &laid, |_, _| Ok(())).unwrap();
+    let plain = Checkpoint::open_with(&laid, Sidecars::Ignore).unwrap();
+    (laid, plain.shards[0].header.tensors.clone())
+}
+
+#[test]
+fn a_sidecar_says_what_the_header_says() {
+    let root = tempfile::tempdir().unwrap();
+    let (laid, tensors) = laid_out(root.path());
+    for path in [laid.clone(), laid.join(SINGLE_FILE)] {
+        let opened = Checkpoint::open(&path).unwrap();
+        assert_eq!(opened.shards[0].header.tensors, tensors);
+        assert_eq!(opened.metadata()["stoker.layout"], "1");
+    }
+}
+
+#[test]
+fn a_sidecar_is_believed_only_for_its_own_header() {
+    let root = tempfile::tempdir().unwrap();
+    let (laid, tensors) = laid_out(root.path());
+    let sidecar = sidecar_path(&laid.join(SINGLE_FILE)).unwrap();
+    // Proof that it is read at all: another header's tensors under this header's hash.
+    let text = fs::read(laid.join(SINGLE_FILE)).unwrap();
+    let text = &text[8..text.len() - 14];
+    let mut header = (*Checkpoint::open(&laid).unwrap().shards[0].header).clone();
+    header.tensors[0].name = "other".into();
+    let file_bytes = text.len() as u64 + 22;
+    fs::write(&sidecar, sidecar::encode(&header, text, file_bytes, &[0])).unwrap();
+    let names = |path: &Path| -> Vec<String> {
+        let header = &Checkpoint::open(path).unwrap().shards[0].header;
+        header.tensors.iter().map(|tensor| tensor.name.clone()).collect()
+    };
+    assert_eq!(names(&laid), ["other", "b"]);
+
+    write_bytes(&laid.join(SINGLE_FILE), &[("new", vec![1; 14])]);
+    assert_eq!(names(&laid), ["new"]);
+    assert_eq!(tensors.len(), 2);
+}
+
+#[test]
+fn a_damaged_sidecar_is_an_error() {
+    let root = tempfile::tempdir().unwrap();
+    let (laid, _) = laid_out(root.path());
+    let sidecar = sidecar_path(&laid.join(SINGLE_FILE)).unwrap();
+    let mut bytes = fs::read(&sidecar).unwrap();
+    bytes[70] ^= 1;
+    fs::write(&sidecar, bytes).unwrap();
+    let error = Checkpoint::open(&laid).unwrap_err();
+    assert_eq!((error.kind.code(), error.file), ("sidecar_invalid", sidecar.clone()));
+    fs::remove_file(&sidecar).unwrap();
+    assert!(Checkpoint::open(&laid).is_ok());
+    symlink("/dev/zero", &sidecar).unwrap();
+    assert_eq!(code_of(&laid), "symlink_refused");
+    fs::remove_file(&sidecar).unwrap();
+    File::create(&sidecar).unwrap().set_len(sidecar::LIMIT_BYTES + 1).unwrap();
+    assert_eq!(code_of(&laid), "sidecar_invalid");
+}

@@ -54,7 +54,7 @@ kinds! {
         "holds no .safetensors file; point to a directory with model.safetensors, shards with model.safetensors.index.json, or to one file";
     #[doc = "The weights are pickles, which can run code when they are read."]
     PickleRefused: "pickle_refused" => "PickleRefusedError",
-        "is a pickle (or holds nothing but pickles), which can run code when it is read; convert it to safetensors first";
+        "is a pickle (or holds nothing but pickles), which can run code when it is read; convert it to safetensors first: python -m stoker_loader convert SOURCE DESTINATION";
     #[doc = "A symbolic link stands where its target's bytes would have to be trusted."]
     SymlinkRefused: "symlink_refused" => "SymlinkRefusedError",
         "is a symbolic link (or no regular file); put the file itself in its place";
@@ -116,6 +116,10 @@ kinds! {
     #[doc = "Bytes behind the last tensor belong to no tensor."]
     TrailingBytes { trailing_bytes: u64 }: "trailing_bytes" => "TrailingBytesError",
         "{trailing_bytes} bytes behind the last tensor belong to no tensor";
+
+    #[doc = "The binary sidecar of a header is damaged."]
+    SidecarInvalid { reason: String }: "sidecar_invalid" => "SidecarInvalidError",
+        "the sidecar is damaged: {reason}; remove it, or fetch the checkpoint again";
 
     #[doc = "The index of a sharded checkpoint is not the JSON it should be."]
     IndexInvalid { reason: String }: "index_invalid" => "IndexInvalidError",
@@ -191,6 +195,30 @@ kinds! {
     #[doc = "The source failed, also when it was asked again."]
     SourceFailed { source_url: String, reason: String }: "source_failed" => "SourceFailedError",
         "{source_url} failed: {reason}";
+    #[doc = "The NVIDIA driver's library cannot be loaded."]
+    DriverMissing { reason: String }: "driver_missing" => "DriverMissingError",
+        "the NVIDIA driver's library cannot be loaded ({reason}); install the driver, or load to the CPU";
+    #[doc = "The NVIDIA driver lacks a function that copying needs."]
+    DriverOutdated { symbol: &'static str }: "driver_outdated" => "DriverOutdatedError",
+        "has no function {symbol}; update the NVIDIA driver";
+    #[doc = "A call of the NVIDIA driver failed; `call` and `status` say which and how."]
+    DriverCall { call: &'static str, status: i32, reason: String }: "driver_call" => "DriverCallError",
+        "{call} failed with {reason}";
+    #[doc = "The NVIDIA driver shows no device of this number."]
+    DeviceUnknown { ordinal: u32, devices: u32 }: "device_unknown" => "DeviceUnknownError",
+        "shows {devices} devices, none is cuda:{ordinal}; look at CUDA_VISIBLE_DEVICES";
+    #[doc = "A destination is not memory of the device that it was given for."]
+    DeviceAddress { ordinal: u32, address: u64, size_bytes: u64 }: "device_address" => "DeviceAddressError",
+        "the {size_bytes} bytes at {address:#x} are not memory of cuda:{ordinal}; allocate them there";
+    #[doc = "The plan of a tensor-parallel load makes no sense."]
+    PlanInvalid { reason: String }: "plan_invalid" => "PlanInvalidError",
+        "the plan is not valid: {reason}";
+    #[doc = "No rule of the plan is for this tensor."]
+    TensorUnplanned: "tensor_unplanned" => "TensorUnplannedError",
+        "no rule of the plan is for it; add one (\"*\" fits all that others leave)";
+    #[doc = "The plan cannot split a tensor of this shape among so many ranks."]
+    SplitMismatch { reason: String }: "split_mismatch" => "SplitMismatchError",
+        "the plan does not fit: {reason}; replicate it, or take another number of ranks";
 
     #[doc = "The progress callback raised, or a signal arrived."]
     Cancelled: "cancelled" => "LoadCancelledError",

@@ -1,5 +1,6 @@
 //! The pure parser of a safetensors header: bytes in, tensors out, every broken rule its own error.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::marker::PhantomData;
@@ -10,12 +11,14 @@ use serde::{Deserialize, de};
 
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result};
+use crate::names::first_repeated;
 
 /// Bytes of the little-endian length in front of the header.
 pub const LENGTH_BYTES: u64 = 8;
 /// The longest header that the format's reference parser accepts.
 pub const HEADER_LIMIT_BYTES: u64 = 100_000_000;
-const METADATA: &str = "__metadata__";
+/// The name in a header that is no tensor's.
+pub(crate) const METADATA: &str = "__metadata__";
 
 /// One tensor of one file. `offset_bytes` counts from the beginning of the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,14 +95,14 @@ pub fn parse(file: &Path, header: &[u8], file_bytes: u64) -> Result<Header> {
         .map_err(|error| at_header(Kind::HeaderJson { reason: error.to_string() }))?;
 
     let metadata = parse_metadata(file, raw.metadata)?;
-    let mut seen = HashSet::with_capacity(raw.tensors.len());
-    let mut tensors = Vec::with_capacity(raw.tensors.len());
-    for (name, tensor) in raw.tensors {
-        if !seen.insert(name.clone()) {
-            return Err(at_header(Kind::DuplicateName).tensor(&name));
-        }
-        tensors.push(check_tensor(file, name, tensor, data_offset, data_bytes)?);
+    if let Some(name) = first_repeated(raw.tensors.iter().map(|(name, _)| name.as_str())) {
+        return Err(at_header(Kind::DuplicateName).tensor(name));
     }
+    let mut tensors = raw
+        .tensors
+        .into_iter()
+        .map(|(name, tensor)| check_tensor(file, name, tensor, data_offset, data_bytes))
+        .collect::<Result<Vec<_>>>()?;
     tensors.sort_by_key(|tensor| (tensor.offset_bytes, tensor.size_bytes));
     check_coverage(file, &tensors, data_offset, data_bytes)?;
     Ok(Header { tensors, metadata })
@@ -120,13 +123,13 @@ fn parse_metadata(file: &Path, raw: Option<RawMetadata>) -> Result<BTreeMap<Stri
 fn check_tensor(
     file: &Path,
     name: String,
-    raw: RawTensor,
+    raw: RawTensor<'_>,
     data_offset: u64,
     data_bytes: u64,
 ) -> Result<TensorRecord> {
     let error = |kind| Error::new(file, kind).tensor(&name);
     let dtype = Dtype::from_name(&raw.dtype)
-        .ok_or_else(|| error(Kind::UnknownDtype { dtype: raw.dtype.clone() }).at(LENGTH_BYTES))?;
+        .ok_or_else(|| error(Kind::UnknownDtype { dtype: raw.dtype.into() }).at(LENGTH_BYTES))?;
     let shape = raw
         .shape
         .into_iter()
@@ -157,7 +160,7 @@ fn check_tensor(
 }
 
 /// Sorted tensors must follow each other without overlap or hole and end where the file does.
-fn check_coverage(
+pub(crate) fn check_coverage(
     file: &Path,
     tensors: &[TensorRecord],
     data_offset: u64,
@@ -183,8 +186,8 @@ fn check_coverage(
 }
 
 /// The header as JSON gives it: pairs in order, so that duplicates are still visible.
-struct RawHeader {
-    tensors: Vec<(String, RawTensor)>,
+struct RawHeader<'a> {
+    tensors: Vec<(String, RawTensor<'a>)>,
     metadata: Option<RawMetadata>,
 }
 
@@ -193,8 +196,9 @@ struct RawMetadata(#[serde(deserialize_with = "unique_pairs")] Vec<(String, serd
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RawTensor {
-    dtype: String,
+struct RawTensor<'a> {
+    #[serde(borrow)]
+    dtype: Cow<'a, str>,
     shape: Vec<Integer>,
     data_offsets: [Integer; 2],
 }
@@ -236,18 +240,18 @@ impl<'de> Deserialize<'de> for Integer {
     }
 }
 
-impl<'de> Deserialize<'de> for RawHeader {
+impl<'de> Deserialize<'de> for RawHeader<'de> {
     fn deserialize<D: Deserializer<'de>>(input: D) -> std::result::Result<Self, D::Error> {
         struct Pairs;
         impl<'de> Visitor<'de> for Pairs {
-            type Value = RawHeader;
+            type Value = RawHeader<'de>;
             fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
                 out.write_str("an object of tensors")
             }
             fn visit_map<A: MapAccess<'de>>(
                 self,
                 mut map: A,
-            ) -> std::result::Result<RawHeader, A::Error> {
+            ) -> std::result::Result<RawHeader<'de>, A::Error> {
                 let mut header = RawHeader { tensors: Vec::new(), metadata: None };
                 while let Some(key) = map.next_key::<String>()? {
                     if key != METADATA {

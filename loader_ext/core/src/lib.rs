@@ -1,14 +1,16 @@
 //! Reads, maps, lays out and verifies safetensors checkpoints; knows nothing of Python.
 //!
 //! [`checkpoint`] finds the files of a checkpoint and reads their headers ([`header`] is the pure
-//! parser), [`mapping`] maps them and brings them into the page cache, [`residency`] and [`evict`]
-//! look at and empty that cache, [`fetch`] brings files from elsewhere and
-//! [`arrival`] tells who waits for them, [`digest`] gives a checkpoint its identity, and [`layout`]
-//! rewrites one so that fused weights are one view. Everything that takes long runs through
+//! parser, [`sidecar`] says the same in binary), [`mapping`] maps them and brings them into the
+//! page cache, [`residency`] and [`evict`] look at and empty that cache, [`fetch`] brings files
+//! from elsewhere and [`arrival`] tells who waits for them, [`digest`] gives a checkpoint its
+//! identity, [`layout`] rewrites one so that fused weights are one view, [`parallel`] reads what
+//! one rank of several needs, and [`device`] copies to GPUs. Everything that takes long runs through
 //! [`pieces`]: bounded threads, progress and cancellation on the calling thread.
 
 pub mod arrival;
 pub mod checkpoint;
+pub mod device;
 pub mod digest;
 pub mod dtype;
 pub mod error;
@@ -18,8 +20,11 @@ pub mod header;
 pub mod inventory;
 pub mod layout;
 pub mod mapping;
+pub mod names;
+pub mod parallel;
 pub mod pieces;
 pub mod residency;
+pub mod sidecar;
 
 #[cfg(test)]
 mod fixture;

@@ -128,8 +128,58 @@ impl Mapping {
         arrival.wait_briefly(chunks, *patience, silence)
     }
 
+    /// Reads a range into memory elsewhere, having brought it into the page cache in large folios.
+    ///
+    /// Unlike the mapping itself this is safe where the file became shorter. `advise` is cleared
+    /// where the kernel does not know how to populate. The range must lie in the file. Errors: `FileChanged`, `Io`.
+    pub fn read(&self, offset: u64, into: &mut [u8], advise: &AtomicBool) -> Result<()> {
+        assert!(offset + into.len() as u64 <= self.bytes as u64, "the range lies in the file");
+        let lead = offset % page_bytes() as u64;
+        self.populate_range(offset - lead, lead + into.len() as u64, advise)?;
+        self.file.read_exact_at(into, offset).or_else(|error| {
+            self.check_length()?;
+            Err(Error::io(&self.path, "read", &error).at(offset))
+        })
+    }
+
+    /// Asks the kernel to read no further than a huge page around what is asked for, or with
+    /// `false` to read ahead again.
+    ///
+    /// Without it a populated range pulls in as much behind it as the device's read-ahead is.
+    pub(crate) fn read_exactly(&self, exactly: bool) -> Result<()> {
+        let advice = if exactly { libc::MADV_RANDOM } else { libc::MADV_NORMAL };
+        // SAFETY: the range is exactly the mapping, and the advice changes no byte.
+        let status = unsafe { libc::madvise(self.address.as_ptr().cast(), self.bytes, advice) };
+        if status == 0 { Ok(()) } else { Err(Error::last_os(&self.path, "MADV_RANDOM")) }
+    }
+
+    /// Whether all pages of a range that begins on a page are resident, as far as the kernel tells.
+    pub(crate) fn is_resident(&self, offset: u64, size_bytes: u64) -> Result<bool> {
+        let mut answers = vec![0u8; (size_bytes as usize).div_ceil(page_bytes())];
+        let start = self.address.as_ptr().wrapping_add(offset as usize).cast();
+        // SAFETY: the callers' ranges lie within the mapping, and there is a byte for each page.
+        let status =
+            unsafe { libc::mincore(start, size_bytes as usize, answers.as_mut_ptr().cast()) };
+        match status {
+            0 => Ok(answers.iter().all(|answer| answer & 1 == 1)),
+            _ => Err(Error::last_os(&self.path, "mincore")),
+        }
+    }
+
+    /// Takes back the advice to use huge pages, so that what it is worth can be measured.
+    pub fn advise_small_pages(&self) {
+        // SAFETY: the range is exactly the mapping. A kernel without huge pages answers EINVAL
+        // and has small ones anyway.
+        unsafe { libc::madvise(self.address.as_ptr().cast(), self.bytes, libc::MADV_NOHUGEPAGE) };
+    }
+
     /// Brings a range that begins on a page into the page cache and maps it.
-    fn populate_range(&self, offset: u64, size_bytes: u64, advise: &AtomicBool) -> Result<()> {
+    pub(crate) fn populate_range(
+        &self,
+        offset: u64,
+        size_bytes: u64,
+        advise: &AtomicBool,
+    ) -> Result<()> {
         let start = self.address.as_ptr().wrapping_add(offset as usize).cast();
         let mut tries = 0;
         while advise.load(Ordering::Relaxed) {
@@ -211,22 +261,35 @@ pub fn populate(
     threads: usize,
     watch: impl FnMut(u64) -> Result<()>,
 ) -> Result<u64> {
-    populate_with(mappings, threads, &AtomicBool::new(true), watch)
+    populate_in_pieces(mappings, threads, PIECE_BYTES, watch)
+}
+
+/// The same with pieces of another length (rounded up to pages), so that what long ones are worth
+/// can be measured.
+pub fn populate_in_pieces(
+    mappings: &[Arc<Mapping>],
+    threads: usize,
+    piece_bytes: u64,
+    watch: impl FnMut(u64) -> Result<()>,
+) -> Result<u64> {
+    populate_with(mappings, threads, piece_bytes, &AtomicBool::new(true), watch)
 }
 
 fn populate_with(
     mappings: &[Arc<Mapping>],
     threads: usize,
+    piece_bytes: u64,
     advise: &AtomicBool,
     watch: impl FnMut(u64) -> Result<()>,
 ) -> Result<u64> {
+    let piece_bytes = piece_bytes.max(1).next_multiple_of(page_bytes() as u64);
     let work: Vec<(&Mapping, u64, u64)> = mappings
         .iter()
         .flat_map(|mapping| {
             let end = mapping.bytes as u64;
             (0..end)
-                .step_by(PIECE_BYTES as usize)
-                .map(move |begin| (&**mapping, begin, PIECE_BYTES.min(end - begin)))
+                .step_by(piece_bytes as usize)
+                .map(move |begin| (&**mapping, begin, piece_bytes.min(end - begin)))
         })
         .collect();
     pieces::run(

@@ -41,10 +41,23 @@ fn without_the_advice_pages_are_read_and_touched() {
     let path = root.path().join("f");
     let mapping = mapped(&path);
     let advise = AtomicBool::new(false);
-    let total = populate_with(&[Arc::clone(&mapping)], 2, &advise, |_| Ok(()));
+    let total = populate_with(&[Arc::clone(&mapping)], 2, PIECE_BYTES, &advise, |_| Ok(()));
     assert_eq!(total, Ok(FILE_BYTES as u64));
     let file = File::open(&path).unwrap();
     assert_eq!(resident_bytes(&file, &path, FILE_BYTES as u64), Ok(FILE_BYTES as u64));
+    assert_eq!(bytes(&mapping), fs::read(&path).unwrap());
+}
+
+#[test]
+fn pieces_of_any_length_and_small_pages_give_the_same_bytes() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("f");
+    let mapping = mapped(&path);
+    mapping.advise_small_pages();
+    for piece_bytes in [0, 100_000, u64::MAX >> 1] {
+        let total = populate_in_pieces(&[Arc::clone(&mapping)], 2, piece_bytes, |_| Ok(()));
+        assert_eq!(total, Ok(FILE_BYTES as u64));
+    }
     assert_eq!(bytes(&mapping), fs::read(&path).unwrap());
 }
 
@@ -55,7 +68,8 @@ fn a_truncated_file_is_an_error_and_no_signal() {
         let path = root.path().join("f");
         let mapping = mapped(&path);
         File::options().write(true).open(&path).unwrap().set_len(PIECE_BYTES).unwrap();
-        let outcome = populate_with(&[mapping], 2, &AtomicBool::new(advised), |_| Ok(()));
+        let outcome =
+            populate_with(&[mapping], 2, PIECE_BYTES, &AtomicBool::new(advised), |_| Ok(()));
         let kind = outcome.unwrap_err().kind;
         let (expected_bytes, found_bytes) = (FILE_BYTES as u64, PIECE_BYTES);
         assert_eq!(kind, Kind::FileChanged { expected_bytes, found_bytes });

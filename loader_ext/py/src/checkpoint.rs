@@ -5,16 +5,21 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use pyo3::exceptions::PyIndexError;
+use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList, PyTuple};
+use pyo3::types::PyDict;
 use stoker_loader_core::arrival::Arriving;
 use stoker_loader_core::checkpoint::{Checkpoint, Waiter};
+use stoker_loader_core::dtype::Dtype;
 use stoker_loader_core::mapping::{self, Mapping};
-use stoker_loader_core::{Kind, Result, residency};
+use stoker_loader_core::{Kind, Result, parallel, residency};
 
+use crate::attach::{Placed, attach};
+use crate::dlpack;
 use crate::errors::to_python;
+use crate::headers::Headers;
+use crate::parallel::{Parts, PyRule, import_plan};
 use crate::progress::{self, Callback};
 
 /// A checkpoint whose headers are checked; its mappings are made when first needed.
@@ -45,17 +50,10 @@ impl NativeCheckpoint {
         shards.map(|shard| (shard.name.clone(), shard.file_bytes)).collect()
     }
 
-    /// `(name, dtype, shape, shard, offset_bytes, size_bytes)` of each tensor, in file order.
-    fn tensors<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
-        let list = PyList::empty(py);
-        for (number, shard) in self.checkpoint.shards.iter().enumerate() {
-            for tensor in &shard.header.tensors {
-                let shape = PyTuple::new(py, &tensor.shape)?;
-                let (offset, size) = (tensor.offset_bytes, tensor.size_bytes);
-                list.append((&tensor.name, tensor.dtype.name(), shape, number, offset, size))?;
-            }
-        }
-        Ok(list)
+    /// What the headers say of the tensors, which outlives this.
+    fn headers(&self) -> Headers {
+        let headers = self.checkpoint.shards.iter().map(|shard| Arc::clone(&shard.header));
+        Headers::new(headers.collect())
     }
 
     /// The strings of `__metadata__`, merged over the files.
@@ -99,23 +97,90 @@ impl NativeCheckpoint {
     }
 
     /// Maps all files (once); no page is read.
-    fn map(&self, py: Python<'_>) -> PyResult<()> {
-        self.mappings(py).map(|_| ())
+    #[pyo3(signature = (huge_pages=true))]
+    fn map(&self, py: Python<'_>, huge_pages: bool) -> PyResult<()> {
+        let mappings = self.mappings(py)?;
+        if !huge_pages {
+            mappings.iter().for_each(|mapping| mapping.advise_small_pages());
+        }
+        Ok(())
     }
 
-    /// Brings all pages in; returns the bytes.
+    /// Brings all pages in, `piece_bytes` at a time; returns the bytes.
+    #[pyo3(signature = (callback, threads, piece_bytes=mapping::PIECE_BYTES))]
     fn populate(
         &self,
         py: Python<'_>,
         callback: Callback,
         threads: Option<usize>,
+        piece_bytes: u64,
     ) -> PyResult<u64> {
         let mappings = self.mappings(py)?;
         let total = self.checkpoint.checkpoint_bytes();
         let threads = threads.unwrap_or_else(mapping::populate_threads);
         progress::run(py, &callback, |watch| {
-            mapping::populate(mappings, threads, |done| watch(done, total))
+            mapping::populate_in_pieces(mappings, threads, piece_bytes, |done| watch(done, total))
         })
+    }
+
+    /// A DLPack capsule over the mapping: row-major elements that begin at a byte of a shard.
+    fn capsule<'py>(
+        &self,
+        py: Python<'py>,
+        shard: usize,
+        offset_bytes: u64,
+        dtype: &str,
+        shape: Vec<u64>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let mapping = self.mappings(py)?.get(shard).ok_or_else(|| PyIndexError::new_err(shard))?;
+        let dtype = Dtype::from_name(dtype).ok_or_else(|| PyValueError::new_err("dtype"))?;
+        let size_bytes = dtype.size_bytes(&shape).ok_or_else(|| PyValueError::new_err("shape"))?;
+        let address = address(mapping, offset_bytes, size_bytes)?;
+        dlpack::capsule(py, Arc::clone(mapping) as _, address, dtype, &shape)
+    }
+
+    /// `{name: make(capsule)}` of all tensors in file order, or what `other` makes of its bytes
+    /// where the dtype is none of `dtypes` or the tensor does not lie on its element.
+    fn attach<'py>(
+        &self,
+        py: Python<'py>,
+        dtypes: Vec<String>,
+        make: &Bound<'py, PyAny>,
+        other: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let files = self.checkpoint.shards.iter().zip(self.mappings(py)?);
+        let placed = files.flat_map(|(shard, mapping)| {
+            shard.header.tensors.iter().map(move |tensor| {
+                Ok(Placed {
+                    name: &tensor.name,
+                    dtype: tensor.dtype,
+                    shape: &tensor.shape,
+                    size_bytes: tensor.size_bytes,
+                    address: address(mapping, tensor.offset_bytes, tensor.size_bytes)?,
+                    keeper: Arc::clone(mapping) as _,
+                })
+            })
+        });
+        attach(py, placed, &dtypes, make, other)
+    }
+
+    /// What a rank needs, read and packed by the rules of a plan; its pages alone are brought in.
+    fn load_shard(
+        &self,
+        py: Python<'_>,
+        rules: Vec<PyRule>,
+        rank: u64,
+        world_size: u64,
+        callback: Callback,
+        threads: Option<usize>,
+    ) -> PyResult<Parts> {
+        let plan = import_plan(rules);
+        let threads = threads.unwrap_or_else(mapping::populate_threads);
+        let share = (rank, world_size);
+        let loaded = progress::run(py, &callback, |watch| {
+            parallel::read(&self.checkpoint, &plan, share, threads, watch)
+        })?;
+        Ok(Parts::new(&loaded))
     }
 
     /// The whole file of a shard as a writable buffer; it keeps the mapping alive.
@@ -126,7 +191,7 @@ impl NativeCheckpoint {
 }
 
 impl NativeCheckpoint {
-    fn mappings(&self, py: Python<'_>) -> PyResult<&Vec<Arc<Mapping>>> {
+    pub(crate) fn mappings(&self, py: Python<'_>) -> PyResult<&Vec<Arc<Mapping>>> {
         if let Some(mappings) = self.mappings.get() {
             return Ok(mappings);
         }
@@ -137,6 +202,15 @@ impl NativeCheckpoint {
         // Of two threads that get here at once one throws its mappings away, unread.
         Ok(self.mappings.get_or_init(|| fresh))
     }
+}
+
+/// The address of a range of a mapping, checked against its end.
+fn address(mapping: &Mapping, offset_bytes: u64, size_bytes: u64) -> PyResult<*mut u8> {
+    let end = offset_bytes.checked_add(size_bytes);
+    if end.is_none_or(|end| end > mapping.size_bytes() as u64) {
+        return Err(PyIndexError::new_err(offset_bytes));
+    }
+    Ok(mapping.address().as_ptr().wrapping_add(offset_bytes as usize))
 }
 
 /// One mapped file as Python's buffer protocol sees it: bytes, writable, private to the process.

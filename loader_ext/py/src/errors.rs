@@ -18,8 +18,13 @@ fn instantiate<'py>(py: Python<'py>, error: &Error) -> PyResult<Bound<'py, PyAny
     facts.set_item("file", error.file.as_os_str())?;
     facts.set_item("tensor", &error.tensor)?;
     facts.set_item("offset", error.offset)?;
-    if let Kind::Io { errno, .. } = &error.kind {
-        facts.set_item("errno", errno)?;
+    match &error.kind {
+        Kind::Io { errno, .. } => facts.set_item("errno", errno)?,
+        Kind::DriverCall { call, status, .. } => {
+            facts.set_item("call", call)?;
+            facts.set_item("status", status)?;
+        }
+        _ => {}
     }
     class.call((error.to_string(),), Some(&facts))
 }

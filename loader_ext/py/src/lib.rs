@@ -1,11 +1,16 @@
 //! The Python face of `stoker-loader-core` and `stoker-kernels`: it converts arguments, results and
 //! errors, releases the GIL around everything that takes long, and decides nothing.
 
+mod attach;
 mod checkpoint;
+mod devices;
+mod dlpack;
 mod errors;
 mod fetching;
 mod files;
+mod headers;
 mod kernels;
+mod parallel;
 mod progress;
 
 use pyo3::prelude::*;
@@ -14,7 +19,10 @@ use pyo3::prelude::*;
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<checkpoint::NativeCheckpoint>()?;
     module.add_class::<checkpoint::Buffer>()?;
+    module.add_class::<headers::Headers>()?;
+    module.add_class::<parallel::Parts>()?;
     module.add_class::<kernels::Kernels>()?;
+    module.add_function(wrap_pyfunction!(devices::copy_to_devices, module)?)?;
     module.add_function(wrap_pyfunction!(kernels::has_wide_vectors, module)?)?;
     module.add_function(wrap_pyfunction!(errors::error_table, module)?)?;
     module.add_function(wrap_pyfunction!(files::residency, module)?)?;

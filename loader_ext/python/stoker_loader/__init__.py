@@ -3,16 +3,19 @@
 from stoker_loader.alignment import LayoutReport, layout
 from stoker_loader.checkpoint import Checkpoint, load_file, open_arriving
 from stoker_loader.checkpoint import open_checkpoint as open  # noqa: A004 - what users type
+from stoker_loader.converting import ConvertReport, convert
 from stoker_loader.errors import LoaderError
 from stoker_loader.fetching import Fetched, FetchLimits, FetchStats, Source, fetch
 from stoker_loader.identity import Digest, FileDigest, digest, verify
 from stoker_loader.modules import Assigned
 from stoker_loader.page_cache import Residency, evict, prefetch, residency
+from stoker_loader.plans import Plan, Split, llama_plan
 from stoker_loader.records import LoadStats, TensorInfo
 
 __all__ = [
     "Assigned",
     "Checkpoint",
+    "ConvertReport",
     "Digest",
     "FetchLimits",
     "FetchStats",
@@ -21,13 +24,17 @@ __all__ = [
     "LayoutReport",
     "LoadStats",
     "LoaderError",
+    "Plan",
     "Residency",
     "Source",
+    "Split",
     "TensorInfo",
+    "convert",
     "digest",
     "evict",
     "fetch",
     "layout",
+    "llama_plan",
     "load_file",
     "open",
     "open_arriving",

@@ -12,18 +12,20 @@ from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from stoker_loader import _native
+from stoker_loader import _native, devices
 from stoker_loader.errors import CheckpointClosedError, UnknownTensorError
 from stoker_loader.modules import Assigned, assign
 from stoker_loader.page_cache import Progress
+from stoker_loader.plans import Plan
 from stoker_loader.records import LoadStats, TensorInfo, dominating_tier, split_by_tier
-from stoker_loader.tensors import Record, TorchViews, numpy_view
+from stoker_loader.tensors import Copied, Record, TorchViews, is_aligned, numpy_view
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
 PATIENCE_S = 60.0  # above the longest silence that a fetch itself bears with
+_STAGES = ("open", "residency", "map", "populate", "copy", "attach")
 
 
 class Checkpoint:
@@ -46,16 +48,15 @@ class Checkpoint:
         self._native: _native.Checkpoint | None = _native.Checkpoint(path, patience)
         self._arriving = patience is not None
         self._files = self._native.shards()
-        self._records = [Record(*record) for record in self._native.tensors()]
-        self._by_name = {record.name: record for record in self._records}
+        self._headers = self._native.headers()
         self._lock = threading.Lock()
         self._views: TorchViews | None = None
         self._populated = False
         self._resident_bytes: int | None = None
         self._remote_bytes = 0
         self._residency_known = False
-        self._copied_bytes = 0
-        self._ms = dict.fromkeys(("open", "residency", "map", "populate", "attach"), 0.0)
+        self._copied = Copied()
+        self._ms = dict.fromkeys(_STAGES, 0.0)
         self._ms["open"] = (perf_counter() - started) * 1e3
 
     def __enter__(self) -> Self:
@@ -77,7 +78,7 @@ class Checkpoint:
     @property
     def names(self) -> tuple[str, ...]:
         """The tensors' names in the order of the files."""
-        return tuple(self._by_name)
+        return tuple(self._headers.names())
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -114,16 +115,73 @@ class Checkpoint:
     def load(
         self, device: str | torch.device = "cpu", progress: Progress | None = None
     ) -> dict[str, torch.Tensor]:
-        """Populate, then give all tensors: views of the mapping, or copies on another device.
+        """Give all tensors: views of the populated mapping, or copies on another device.
 
-        Writing to a view copies its page; the file never changes. Raises UnsupportedDtypeError
-        and what `populate` raises.
+        To CUDA devices files are copied whole while they are read, others get one tensor after
+        another. Writing to a view copies its page; the file never changes. Raises
+        UnsupportedDtypeError, what `populate` raises, and for CUDA what `load_replicas` does.
         """
+        import torch
+
+        target = torch.device(device)
+        if devices.is_cuda(target):
+            return self.load_replicas([target], progress)[0]
         self.populate(progress)
-        views = self._torch_views()
+        native, views = self._open(), self._torch_views()
         with self._timed("attach"):
-            tensors = {record.name: self._attach(views, record) for record in self._records}
-            return self._to_device(tensors, device)
+            tensors = views.attach(native)
+        return self._to_device(tensors, target)
+
+    def load_replicas(
+        self, targets: Sequence[str | torch.device], progress: Progress | None = None
+    ) -> list[dict[str, torch.Tensor]]:
+        """Give all tensors on each of several CUDA devices; every byte is read once for all.
+
+        A device holds each file as one allocation that its tensors share. Raises
+        DeviceUnavailableError, the other AcceleratorErrors, FileChangedError, StorageError,
+        UnsupportedDtypeError. After an error no tensor is handed out.
+        """
+        native = self._map()
+        self._wait_for_all(native)
+        records = [self._record(name) for name in self._headers.names()]
+        with self._timed("copy"):
+            replicas = devices.load(native, self._files, records, targets, progress)
+        with self._timed("attach"):
+            loaded = [
+                {record.name: views.tensor(record) for record in records} for views in replicas
+            ]
+        self._copied.size_bytes += len(targets) * sum(record.size_bytes for record in records)
+        return loaded
+
+    def load_shard(
+        self,
+        plan: Plan,
+        rank: int,
+        world_size: int,
+        device: str | torch.device = "cpu",
+        progress: Progress | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Give what one rank of a tensor-parallel group needs of each tensor, reading no more.
+
+        What is in one piece in the file (replicated, rows) is a view of the mapping; the rest
+        (columns, rows of fused weights) is packed into memory of its own, which goes with the last
+        of those tensors. Raises PlanInvalidError, TensorUnplannedError, SplitMismatchError before
+        anything is read, and what `load` raises.
+        """
+        import torch
+
+        rules = [
+            (pattern, None if split is None else (split.dimension, split.parts, split.heads))
+            for pattern, split in plan.rules
+        ]
+        native, views = self._map(), self._torch_views()
+        self._wait_for_all(native)
+        with self._timed("populate"):
+            parts = native.load_shard(rules, rank, world_size, progress, None)
+        self._copied.size_bytes += parts.packed_bytes
+        with self._timed("attach"):
+            tensors = views.attach(parts)
+        return self._to_device(tensors, torch.device(device))
 
     def tensor(self, name: str) -> torch.Tensor:
         """One tensor as a view; its pages come in when they are touched unless `populate` ran.
@@ -132,7 +190,7 @@ class Checkpoint:
         """
         record = self._record(name)
         self._wait(record)
-        return self._attach(self._torch_views(), record)
+        return self._torch_views().tensor(record)
 
     def fused(self, names: Sequence[str]) -> torch.Tensor | None:
         """The tensors as one view along dimension 0, or None if they do not lie so.
@@ -147,7 +205,9 @@ class Checkpoint:
             self._wait(record)
         first = records[0]
         rows = sum(record.shape[0] for record in records)
-        return self._torch_views().view(first, (rows, *first.shape[1:]))
+        size_bytes = sum(record.size_bytes for record in records)
+        fused = first._replace(shape=(rows, *first.shape[1:]), size_bytes=size_bytes)
+        return self._torch_views().tensor(fused) if is_aligned(fused) else None
 
     def numpy(self, name: str) -> np.ndarray[Any, Any]:
         """One tensor as an array over the mapping, without torch.
@@ -190,8 +250,9 @@ class Checkpoint:
             residency_ms=self._ms["residency"],
             map_ms=self._ms["map"],
             populate_ms=self._ms["populate"],
+            copy_ms=self._ms["copy"],
             attach_ms=self._ms["attach"],
-            copied_bytes=self._copied_bytes,
+            copied_bytes=self._copied.size_bytes,
         )
 
     def _open(self) -> _native.Checkpoint:
@@ -203,16 +264,21 @@ class Checkpoint:
         return native
 
     def _record(self, name: str) -> Record:
-        record = self._by_name.get(name)
-        if record is None:
+        found = self._headers.record(name)
+        if found is None:
             message = f"{self.path}: tensor {name!r}: the checkpoint has no tensor of this name"
             raise UnknownTensorError(message, file=self.path, tensor=name)
-        return record
+        return Record(*found)
 
     def _wait(self, record: Record) -> None:
         """Wait for a tensor's bytes, and no others."""
         if self._arriving:
             self._open().wait(record.shard, record.offset_bytes, record.size_bytes)
+
+    def _wait_for_all(self, native: _native.Checkpoint) -> None:
+        """Wait for whole files: no time at all for those that are here."""
+        for shard, (_, size_bytes) in enumerate(self._files):
+            native.wait(shard, 0, size_bytes)
 
     def _map(self) -> _native.Checkpoint:
         """Map the files, having looked once at what was resident before anything was touched."""
@@ -233,27 +299,17 @@ class Checkpoint:
         with self._lock:
             if self._views is None:
                 with self._timed("attach"):
-                    buffers = [native.buffer(shard) for shard in range(len(self._files))]
-                    self._views = TorchViews(buffers)
+                    self._views = TorchViews(native, self._copied)
             return self._views
 
-    def _attach(self, views: TorchViews, record: Record) -> torch.Tensor:
-        tensor = views.view(record)
-        if tensor is None:
-            tensor = views.copy(record)
-            self._copied_bytes += record.size_bytes
-        return tensor
-
     def _to_device(
-        self, tensors: dict[str, torch.Tensor], device: str | torch.device
+        self, tensors: dict[str, torch.Tensor], target: torch.device
     ) -> dict[str, torch.Tensor]:
-        import torch
-
-        target = torch.device(device)
         if target.type == "cpu":
             return tensors
-        self._copied_bytes += sum(record.size_bytes for record in self._records)
-        return {name: tensor.to(target) for name, tensor in tensors.items()}
+        self._copied.size_bytes += sum(tensor.nbytes for tensor in tensors.values())
+        with self._timed("copy"):
+            return {name: tensor.to(target) for name, tensor in tensors.items()}
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

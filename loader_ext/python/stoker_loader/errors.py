@@ -10,7 +10,7 @@
     │   ├── HeaderStartError  HeaderJsonError  DuplicateNameError  MetadataError
     │   ├── UnknownDtypeError  BadShapeError  SizeOverflowError  SizeMismatchError
     │   └── BadOffsetError  OffsetsReversedError  DataTruncatedError  OverlapError  HoleError
-    │       TrailingBytesError
+    │       TrailingBytesError  SidecarInvalidError
     ├── ShardError                      the files of a sharded checkpoint contradict each other
     │   └── IndexInvalidError  ShardMissingError  IndexMismatchError  ShardDuplicateError
     ├── IntegrityError                  bytes are not what a digest says
@@ -19,11 +19,20 @@
     ├── RequestError                    what was asked for cannot be
     │   ├── ResidencyHiddenError  DigestInvalidError  DestinationExistsError
     │   ├── CheckpointClosedError  UnknownTensorError  UnsupportedDtypeError
+    │   ├── PlanInvalidError  TensorUnplannedError  SplitMismatchError
     │   └── ModuleMismatchError
     ├── FetchError                      bytes from elsewhere did not arrive
     │   ├── NoSourceError  SourceMissingError  SourceRefusedError  SourceChangedError
     │   ├── SourceFailedError  RangeRefusedError  RangeIgnoredError
     │   └── FetchBusyError  FetchAbandonedError  WaitTimeoutError  ArrivalInvalidError
+    ├── AcceleratorError                a GPU, or its driver, does not do what was asked for
+    │   ├── DriverMissingError  DriverOutdatedError  DriverCallError
+    │   └── DeviceUnknownError  DeviceAddressError  DeviceUnavailableError
+    ├── ConversionError                 a checkpoint of another format could not be converted
+    │   ├── SourceFormatError  MissingPackageError  PickleUnsafeError  PickleInvalidError
+    │   └── EntryRefusedError  ConversionLimitError  ConversionFailedError  ConversionBusyError
+    ├── AdapterError                    a LoRA adapter cannot be used, or not with this model
+    │   └── AdapterInvalidError  AdapterUnsupportedError  AdapterMismatchError  AdapterNameError
     └── LoadCancelledError              the progress callback raised, or a signal arrived
 
 Every leaf has a stable `code`, and each error of the native core is exactly one leaf.
@@ -31,27 +40,43 @@ Every leaf has a stable `code`, and each error of the native core is exactly one
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Unpack
 
-
-class LoaderError(Exception):
-    """Base of the tree. `file`, `tensor` and `offset` (a byte of the file) where they are known."""
-
-    code: ClassVar[str] = "loader_error"
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        file: str | None = None,
-        tensor: str | None = None,
-        offset: int | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.message = message
-        self.file = file
-        self.tensor = tensor
-        self.offset = offset
+# All are found here; the branches beside reading files are defined in files of their own.
+# (isort would make each of their names a statement.)
+# isort: off
+# fmt: off
+from stoker_loader.accelerator_errors import (
+    AcceleratorError as AcceleratorError, DeviceAddressError as DeviceAddressError,
+    DeviceUnavailableError as DeviceUnavailableError, DeviceUnknownError as DeviceUnknownError,
+    DriverCallError as DriverCallError, DriverMissingError as DriverMissingError,
+    DriverOutdatedError as DriverOutdatedError,
+)
+from stoker_loader.adapter_errors import (
+    AdapterError as AdapterError, AdapterInvalidError as AdapterInvalidError,
+    AdapterMismatchError as AdapterMismatchError, AdapterNameError as AdapterNameError,
+    AdapterUnsupportedError as AdapterUnsupportedError,
+)
+from stoker_loader.conversion_errors import (
+    ConversionBusyError as ConversionBusyError, ConversionError as ConversionError,
+    ConversionFailedError as ConversionFailedError, ConversionLimitError as ConversionLimitError,
+    EntryRefusedError as EntryRefusedError, MissingPackageError as MissingPackageError,
+    PickleInvalidError as PickleInvalidError, PickleUnsafeError as PickleUnsafeError,
+    SourceFormatError as SourceFormatError,
+)
+from stoker_loader.error_base import (
+    LoaderError as LoaderError, Place as Place,
+)
+from stoker_loader.fetch_errors import (
+    ArrivalInvalidError as ArrivalInvalidError, FetchAbandonedError as FetchAbandonedError,
+    FetchBusyError as FetchBusyError, FetchError as FetchError, NoSourceError as NoSourceError,
+    RangeIgnoredError as RangeIgnoredError, RangeRefusedError as RangeRefusedError,
+    SourceChangedError as SourceChangedError, SourceFailedError as SourceFailedError,
+    SourceMissingError as SourceMissingError, SourceRefusedError as SourceRefusedError,
+    WaitTimeoutError as WaitTimeoutError,
+)
+# fmt: on
+# isort: on
 
 
 class StorageError(LoaderError):
@@ -59,16 +84,8 @@ class StorageError(LoaderError):
 
     code = "io_error"
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        file: str | None = None,
-        tensor: str | None = None,
-        offset: int | None = None,
-        errno: int | None = None,
-    ) -> None:
-        super().__init__(message, file=file, tensor=tensor, offset=offset)
+    def __init__(self, message: str, *, errno: int | None = None, **place: Unpack[Place]) -> None:
+        super().__init__(message, **place)
         self.errno = errno
 
 
@@ -218,6 +235,12 @@ class TrailingBytesError(HeaderError):
     code = "trailing_bytes"
 
 
+class SidecarInvalidError(HeaderError):
+    """The binary sidecar of a header is damaged."""
+
+    code = "sidecar_invalid"
+
+
 class ShardError(LoaderError):
     """The files of a sharded checkpoint contradict each other."""
 
@@ -308,6 +331,24 @@ class DestinationExistsError(RequestError):
     code = "destination_exists"
 
 
+class PlanInvalidError(RequestError):
+    """The plan of a tensor-parallel load makes no sense."""
+
+    code = "plan_invalid"
+
+
+class TensorUnplannedError(RequestError):
+    """No rule of the plan is for this tensor."""
+
+    code = "tensor_unplanned"
+
+
+class SplitMismatchError(RequestError):
+    """The plan cannot split a tensor of this shape among so many ranks."""
+
+    code = "split_mismatch"
+
+
 class CheckpointClosedError(RequestError):
     """The checkpoint was closed; tensors that it gave out live on."""
 
@@ -344,76 +385,6 @@ class ModuleMismatchError(RequestError):
         self.missing = missing
         self.unexpected = unexpected
         self.mismatched = mismatched
-
-
-class FetchError(LoaderError):
-    """Bytes from elsewhere did not arrive."""
-
-
-class FetchBusyError(FetchError):
-    """Another process fetches the same file."""
-
-    code = "fetch_busy"
-
-
-class ArrivalInvalidError(FetchError):
-    """What should be an arrival map is none."""
-
-    code = "arrival_invalid"
-
-
-class FetchAbandonedError(FetchError):
-    """Who fetched the file is gone, and it is not complete."""
-
-    code = "fetch_abandoned"
-
-
-class WaitTimeoutError(FetchError):
-    """What was waited for did not arrive in time."""
-
-    code = "wait_timeout"
-
-
-class NoSourceError(FetchError):
-    """There is no source to fetch from."""
-
-    code = "no_source"
-
-
-class SourceMissingError(FetchError):
-    """The source has no such object."""
-
-    code = "source_missing"
-
-
-class SourceRefusedError(FetchError):
-    """The source refuses to give the object."""
-
-    code = "source_refused"
-
-
-class SourceChangedError(FetchError):
-    """The object changed at its source while it was fetched."""
-
-    code = "source_changed"
-
-
-class RangeRefusedError(FetchError):
-    """The source refuses a range that lies within the object."""
-
-    code = "range_refused"
-
-
-class RangeIgnoredError(FetchError):
-    """The source does not answer with the range that was asked for."""
-
-    code = "range_ignored"
-
-
-class SourceFailedError(FetchError):
-    """The source failed, also when it was asked again."""
-
-    code = "source_failed"
 
 
 class LoadCancelledError(LoaderError):

@@ -35,7 +35,8 @@ class LoadStats:
     (neither owner nor writer of the files). Those bytes came from tier `dram`, what had not arrived
     yet from `remote`, the rest from `ssd`; `tier` is the one that most bytes came from.
     `residency_ms` is the time that asking took. `copied_bytes` are those of tensors that could
-    not be views: misaligned, or moved to another device.
+    not be views: misaligned, or moved to another device (counted for each). Loads to CUDA devices
+    bring pages in while they copy, and count both as `copy_ms`.
     """
 
     checkpoint_bytes: int
@@ -47,6 +48,7 @@ class LoadStats:
     residency_ms: float
     map_ms: float
     populate_ms: float
+    copy_ms: float
     attach_ms: float
     copied_bytes: int
 

@@ -106,7 +106,7 @@ def test_pickles_are_refused(copy: Path) -> None:
     weights = copy / "model.safetensors"
     torch.save(load_file(weights), copy / "pytorch_model.bin")
     weights.unlink()
-    with pytest.raises(CheckpointRejected, match="safe_serialization") as caught:
+    with pytest.raises(CheckpointRejected, match="stoker_loader convert SOURCE") as caught:
         load(copy)
     assert caught.value.error.code == "pickle_refused"
 

@@ -64,7 +64,8 @@ async def test_shards_are_merged_into_one_file(
 ) -> None:
     sharded = await pusher.push(write_shards(tmp_path / "shards"), "sharded")
     path = await pusher.registry.ensure_verified(sharded.digest)
-    assert sorted(file.name for file in path.iterdir()) == ["config.json", "model.safetensors"]
+    names = ["config.json", "model.safetensors", "model.stx"]
+    assert sorted(file.name for file in path.iterdir()) == names
     # The same weights from one file are the same checkpoint.
     single = await pusher.push(checkpoint, "single")
     assert single.digest == sharded.digest

@@ -9,8 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use reqwest::Client;
-use tokio::sync::Notify;
-use tokio::time;
+use tokio::{sync::Notify, time};
 
 use super::ledger::{Ledger, Next};
 use super::origin::{self, Description, Failure, Origin};

@@ -5,13 +5,19 @@ use std::io::{ErrorKind, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use crate::checkpoint::{Checkpoint, INDEX_FILE, SINGLE_FILE, is_pickle_name, is_safetensors_name};
+use crate::checkpoint::{
+    Checkpoint, INDEX_FILE, SINGLE_FILE, Sidecars, is_pickle_name, is_safetensors_name,
+    sidecar_path,
+};
 use crate::digest::{Digest, FileDigest, StreamDigest};
 use crate::error::{Error, Kind, Result};
-use crate::header::is_pickle;
+use crate::header::{self, LENGTH_BYTES, is_pickle};
 use crate::inventory::{Entry, Links, inventory};
 use crate::layout::plan::{Plan, Source, plan};
+use crate::sidecar;
 
+/// The sidecar of [`SINGLE_FILE`].
+const SIDECAR_FILE: &str = "model.stx";
 /// What is read, digested and written at a time.
 const COPY_BYTES: usize = 4 << 20;
 /// Partial directories of other writers that are stepped over.
@@ -34,7 +40,7 @@ pub struct LayoutReport {
 
 /// Writes the checkpoint at `source` (a file or a directory) to the new directory `destination`.
 ///
-/// All shards become one `model.safetensors`; other files are copied as they are. `watch` sees
+/// All shards become one `model.safetensors` with its sidecar; other files are copied as they are. `watch` sees
 /// `(bytes done, bytes in all)` and may stop it. Everything is on disk before the destination
 /// appears under its name; on an error nothing remains. Errors: those of [`Checkpoint::open`],
 /// `DestinationExists`, `FileChanged`, `PickleRefused`, `Io`.
@@ -43,7 +49,7 @@ pub fn layout(
     destination: &Path,
     mut watch: impl FnMut(u64, u64) -> Result<()>,
 ) -> Result<LayoutReport> {
-    let checkpoint = Checkpoint::open(source)?;
+    let checkpoint = Checkpoint::open_with(source, Sidecars::Ignore)?;
     if fs::symlink_metadata(destination).is_ok() {
         return Err(Error::new(destination, Kind::DestinationExists));
     }
@@ -58,14 +64,20 @@ pub fn layout(
     let plan = plan(&tensors, &checkpoint.metadata());
     let (others, skipped) = sort_files(source, &checkpoint)?;
 
-    let total = plan.file_bytes + others.iter().map(|entry| entry.size_bytes).sum::<u64>();
+    let text = &plan.header[LENGTH_BYTES as usize..];
+    let header = header::parse(&destination.join(SINGLE_FILE), text, plan.file_bytes)?;
+    let total = plan.file_bytes
+        + sidecar::encoded_bytes(&header, plan.file_bytes)
+        + others.iter().map(|entry| entry.size_bytes).sum::<u64>();
     let mut done = 0;
     let mut advance = |bytes: usize| {
         done += bytes as u64;
         watch(done, total)
     };
     let partial = Partial::create(destination)?;
-    let mut files = vec![write_weights(&checkpoint, &plan, &partial.path, &mut advance)?];
+    let weights = write_weights(&checkpoint, &plan, &partial.path, &mut advance)?;
+    let sidecar = sidecar::encode(&header, text, plan.file_bytes, &weights.chunks);
+    let mut files = vec![weights, write_sidecar(&sidecar, &partial.path, &mut advance)?];
     for entry in &others {
         files.push(copy_file(entry, &partial.path, &mut advance)?);
     }
@@ -90,7 +102,9 @@ fn sort_files(source: &Path, checkpoint: &Checkpoint) -> Result<(Vec<Entry>, Vec
     for entry in inventory(source, Links::Follow)? {
         let hidden = entry.name.split('/').any(|part| part.starts_with('.'));
         let weights = !entry.name.contains('/') && is_safetensors_name(&entry.name);
-        let merged = checkpoint.shards.iter().any(|shard| shard.name == entry.name);
+        let merged = checkpoint.shards.iter().any(|shard| {
+            shard.path == entry.path || sidecar_path(&shard.path).as_ref() == Some(&entry.path)
+        });
         if merged || entry.name == INDEX_FILE {
             continue;
         } else if hidden || weights || is_pickle_name(&entry.name) {
@@ -128,6 +142,17 @@ fn write_weights(
             offset += piece.len() as u64;
         }
     }
+    output.finish()
+}
+
+fn write_sidecar(
+    bytes: &[u8],
+    directory: &Path,
+    advance: &mut dyn FnMut(usize) -> Result<()>,
+) -> Result<FileDigest> {
+    let mut output = Output::create(directory, SIDECAR_FILE)?;
+    output.write(bytes)?;
+    advance(bytes.len())?;
     output.finish()
 }
 

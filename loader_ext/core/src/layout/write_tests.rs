@@ -38,7 +38,7 @@ fn shards_become_one_file_with_the_same_tensors() {
     assert_eq!(report.skipped, [".gitattributes", "pytorch_model.bin"]);
     assert_eq!(digest(&destination, |_| Ok(())), Ok(report.digest.clone()));
     let names: Vec<_> = report.digest.files.iter().map(|file| file.name.as_str()).collect();
-    assert_eq!(names, ["1_Pooling/config.json", "config.json", SINGLE_FILE]);
+    assert_eq!(names, ["1_Pooling/config.json", "config.json", SINGLE_FILE, SIDECAR_FILE]);
 
     let laid = Checkpoint::open(&destination).unwrap();
     let bytes = fs::read(destination.join(SINGLE_FILE)).unwrap();

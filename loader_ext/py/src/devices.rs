@@ -1,0 +1,64 @@
+//! Copying a checkpoint's files to the memory of devices, by address.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use stoker_loader_core::device::{
+    DEFAULT_SHAPE, Driver, PageCache, Pipeline, Shape, Source, Transfer,
+};
+use stoker_loader_core::mapping;
+
+use crate::checkpoint::NativeCheckpoint;
+use crate::progress::{self, Callback};
+
+/// `(shard, offset_bytes, size_bytes, [(place in the list of devices, address)])`.
+type PyTransfer = (usize, u64, u64, Vec<(usize, u64)>);
+
+/// Copies ranges of a checkpoint's files to devices; returns the bytes read.
+///
+/// `library` is the driver's, where it is not the system's; `(slots, slot_bytes)` is the ring's
+/// shape. The Python side answers for the addresses; see `stoker_loader.devices`.
+#[pyfunction]
+#[pyo3(signature = (checkpoint, ordinals, transfers, callback, threads, library=None, ring=None))]
+#[expect(clippy::too_many_arguments, reason = "each is one thing that Python says")]
+pub fn copy_to_devices(
+    py: Python<'_>,
+    checkpoint: &NativeCheckpoint,
+    ordinals: Vec<u32>,
+    transfers: Vec<PyTransfer>,
+    callback: Callback,
+    threads: Option<usize>,
+    library: Option<PathBuf>,
+    ring: Option<(usize, usize)>,
+) -> PyResult<u64> {
+    let shape = ring.map_or(DEFAULT_SHAPE, |(slots, slot_bytes)| Shape { slots, slot_bytes });
+    if ordinals.is_empty() || shape.slots == 0 || !shape.slot_bytes.is_power_of_two() {
+        return Err(PyValueError::new_err("at least one device, one slot, and 2^n bytes a slot"));
+    }
+    let mappings = checkpoint.mappings(py)?;
+    let sources: Vec<PageCache> =
+        mappings.iter().map(|mapping| PageCache::new(Arc::clone(mapping))).collect();
+    let import = |(shard, offset, size_bytes, destinations): PyTransfer| {
+        let file_bytes = mappings.get(shard).map_or(0, |mapping| mapping.size_bytes() as u64);
+        let fits = offset.checked_add(size_bytes).is_some_and(|end| end <= file_bytes);
+        if !fits || destinations.iter().any(|&(place, _)| place >= ordinals.len()) {
+            return Err(PyValueError::new_err("a transfer leaves its file or the devices"));
+        }
+        let source: &dyn Source = &sources[shard];
+        Ok(Transfer { source, offset, size_bytes, destinations })
+    };
+    let transfers = transfers.into_iter().map(import).collect::<PyResult<Vec<_>>>()?;
+    let total = transfers.iter().map(|transfer| transfer.size_bytes).sum();
+    let threads = threads.unwrap_or_else(mapping::populate_threads);
+    progress::run(py, &callback, |watch| {
+        let driver = Arc::new(Driver::open(library.as_deref())?);
+        let mut pipeline = Pipeline::new(&driver, &ordinals, shape)?;
+        // SAFETY: `stoker_loader.devices` holds the tensors at these addresses until this returns,
+        // and has waited for whoever used their memory before.
+        let outcome = unsafe { pipeline.copy(&transfers, threads, |done| watch(done, total)) };
+        let closed = pipeline.close();
+        outcome.and_then(|bytes| closed.map(|()| bytes))
+    })
+}

@@ -1,0 +1,1 @@
+"""Turns checkpoints of other formats into aligned safetensors, one step or format a module."""

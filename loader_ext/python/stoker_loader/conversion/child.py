@@ -1,0 +1,94 @@
+"""The child process of a conversion: builds its walls, then reads what they are for."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from stoker_loader.conversion import sandbox
+from stoker_loader.conversion.job import Job, Message, Outcome, Progressed, encode
+from stoker_loader.conversion.system_calls import forbid_system_calls
+from stoker_loader.errors import (
+    ConversionFailedError,
+    ConversionLimitError,
+    LoaderError,
+    PickleUnsafeError,
+    StorageError,
+)
+from stoker_loader.page_cache import Progress
+
+NO_MEMORY = ("not enough memory", "allocate memory", "unable to mmap")
+
+
+def main() -> int:
+    """Do the job on standard input; messages go to the descriptor that is the first argument."""
+    report = int(sys.argv[1])
+    job = Job.decode(sys.stdin.buffer.read())
+
+    def tell(message: Message) -> None:
+        left = encode(message)
+        while left:
+            left = left[os.write(report, left) :]
+
+    try:
+        tell(_do(job, lambda done, total: tell(Progressed(done, total))))
+    except LoaderError as error:
+        tell(error)
+    except sandbox.WallTouchedError as error:
+        tell(_unsafe(job, error))
+    except (MemoryError, RuntimeError, OSError) as error:
+        tell(_classified(job, error))
+    return 0
+
+
+def _do(job: Job, advance: Progress) -> Outcome:
+    walls = []
+    # The order matters: no threads before namespaces, no privileges after, and the limits count
+    # from what torch has mapped.
+    if sandbox.leave_the_world(read_only=job.kind == "pickle"):
+        walls.append("namespaces")
+    if sandbox.give_up_privileges(job.parent):
+        walls.append("privileges")
+    if job.kind == "gguf":
+        from stoker_loader.conversion import from_gguf
+
+        sandbox.limit(job.limits)
+        from_gguf.unpack(job)
+        return Outcome(walls=(*walls, "limits"))
+    from stoker_loader.conversion import from_pickle
+
+    from_pickle.get_ready()
+    sandbox.limit(job.limits)
+    if forbid_system_calls():
+        walls.append("system calls")
+    sandbox.forbid_effects()
+    tied, skipped = from_pickle.rewrite(job, advance)
+    return Outcome((*walls, "limits", "audit hook", "weights_only"), tied, skipped)
+
+
+def _unsafe(job: Job, error: BaseException) -> PickleUnsafeError:
+    return PickleUnsafeError(
+        f"{job.files[0]}: tried what no weights need ({error}) and was stopped; do not use it",
+        file=job.files[0],
+    )
+
+
+def _classified(job: Job, error: Exception) -> LoaderError:
+    file = job.files[0]
+    if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY):
+        return ConversionLimitError(
+            f"{file}: reading it needs more memory than the {job.limits.address_space_bytes} bytes"
+            " that a file of its length may take; do not use it unless you know why",
+            file=file,
+        )
+    if isinstance(error, OSError) and error.errno is not None:
+        return StorageError(
+            f"{error.filename or file}: converting failed: {error.strerror}",
+            file=str(error.filename or file),
+            errno=error.errno,
+        )
+    return ConversionFailedError(f"{file}: cannot be converted: {error}", file=file)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,26 @@
+"""The root of the error tree, which is drawn in `stoker_loader.errors`."""
+
+from __future__ import annotations
+
+from typing import ClassVar, TypedDict, Unpack
+
+
+class Place(TypedDict, total=False):
+    """What every error may say of where it happened."""
+
+    file: str | None
+    tensor: str | None
+    offset: int | None
+
+
+class LoaderError(Exception):
+    """Base of the tree. `file`, `tensor` and `offset` (a byte of the file) where they are known."""
+
+    code: ClassVar[str] = "loader_error"
+
+    def __init__(self, message: str, **place: Unpack[Place]) -> None:
+        super().__init__(message)
+        self.message = message
+        self.file = place.get("file")
+        self.tensor = place.get("tensor")
+        self.offset = place.get("offset")

@@ -1,0 +1,186 @@
+"""One measurement in a process of its own: `python -m tests.bench.loader.child ORDER`.
+
+Imports everything, loads a tiny checkpoint so that nothing is done for the first time, says READY
+and waits for a line. Then it touches guest memory, brings the files into the state that is asked
+for and checks that they are in it, and the clock starts. It stops when every page was touched.
+Prints a line of JSON, and keeps as much memory as it took until another line comes: so it passes,
+still warm, to the process that is measured next.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import resource
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tests.bench.loader import loaders, ours
+from tests.bench.loader.touch import HALF_PAGE_BYTES, Memory, spans, touch
+
+import stoker_loader
+
+BLOCK_BYTES = 8 << 20
+READY = "ready"
+MAX_COLD_SHARE = 0.01
+MIN_WARM_SHARE = 0.999
+RESET_PEAK = "5"  # proc(5): clear_refs sets the peak of the resident set to what it is now
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What to measure. `path` is what the loader gets, in a folder with nothing but the
+    checkpoint; `rehearsal` is the same for the tiny one."""
+
+    maker: str
+    path: str
+    rehearsal: str
+    cold: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of it. `load_s` until the loader returned, `touch_s` until every page was touched
+    thereafter, `again_s` for as many pages again, all of them there. `process_bytes` is the growth
+    of the peak resident set and of the page tables, `cached_bytes` what the page cache holds of
+    the files at the end without this process mapping it."""
+
+    load_s: float
+    touch_s: float
+    again_s: float
+    cpu_s: float
+    tensors: int
+    tensor_bytes: int
+    seen: int
+    process_bytes: int
+    cached_bytes: int
+    resident_share_before: float
+
+
+def rehearsed(order: Order) -> loaders.Load:
+    """The loader, after its first load."""
+    load = {**loaders.MAKERS, **ours.MAKERS}[order.maker]()
+    tensors = load(order.rehearsal)
+    touch(spans(tensors.values()))
+    return load
+
+
+def measure(order: Order, load: loaders.Load) -> Outcome:
+    """Raises RuntimeError if the files are not in the state that the order asks for."""
+    folder = Path(order.path).parent
+    # Both at once: what the loader allocates and what the page cache takes.
+    memory = Memory(folder_bytes(folder))
+    if order.cold or resident_share(folder) < MIN_WARM_SHARE:
+        stoker_loader.evict(folder)
+        stoker_loader.prefetch(folder)
+    read(folder)
+    gc.collect()
+    memory.give_back()
+    share = evict(folder) if order.cold else resident_share(folder)
+    if share > MAX_COLD_SHARE if order.cold else share < MIN_WARM_SHARE:
+        raise RuntimeError(f"{share:.3f} of {folder} is in the page cache")
+    Path("/proc/self/clear_refs").write_text(RESET_PEAK)
+    before = Status.now()
+    cpu_before = cpu_s()
+    began = time.perf_counter()
+    tensors = load(order.path)
+    loaded = time.perf_counter()
+    where = spans(tensors.values())
+    seen = touch(where)
+    touched = time.perf_counter()
+    cpu = cpu_s() - cpu_before
+    touch(where, HALF_PAGE_BYTES)
+    again = time.perf_counter()
+    after = Status.now()
+    resident = stoker_loader.residency(folder).resident_bytes
+    mapped = max(0, after.file_bytes - before.file_bytes)
+    return Outcome(
+        load_s=loaded - began,
+        touch_s=touched - loaded,
+        again_s=again - touched,
+        cpu_s=cpu,
+        tensors=len(tensors),
+        tensor_bytes=sum(size_bytes for _, size_bytes in where),
+        seen=seen,
+        process_bytes=after.peak_bytes
+        - before.resident_bytes
+        + after.table_bytes
+        - before.table_bytes,
+        cached_bytes=max(0, resident - mapped),
+        resident_share_before=share,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Memory as /proc/self/status counts it."""
+
+    peak_bytes: int
+    resident_bytes: int
+    file_bytes: int
+    table_bytes: int
+
+    @staticmethod
+    def now() -> Status:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        fields = dict(line.split(":", 1) for line in lines)
+        return Status(
+            *(int(fields[name].split()[0]) << 10 for name in ("VmHWM", "VmRSS", "RssFile", "VmPTE"))
+        )
+
+
+def cpu_s() -> float:
+    """CPU seconds of all threads of this process."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def read(folder: Path) -> None:
+    """Reads the files by the processor: pages that a disk has filled, and no processor touched, are
+    ones that a host may not have mapped yet, which costs whoever touches them first."""
+    for path in folder.iterdir():
+        with path.open("rb", buffering=0) as file:
+            while file.read(BLOCK_BYTES):
+                pass
+
+
+def evict(folder: Path) -> float:
+    left = stoker_loader.evict(folder)
+    return left.resident_bytes / left.checkpoint_bytes
+
+
+def resident_share(folder: Path) -> float:
+    found = stoker_loader.residency(folder)
+    return found.resident_bytes / found.checkpoint_bytes
+
+
+def folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def main() -> None:
+    order = Order(**json.loads(sys.argv[1]))
+    # What a library prints must not end up beside the answers.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    load = rehearsed(order)
+    answers.write(READY + "\n")
+    if not sys.stdin.readline():
+        return  # nobody waits for it any more
+    outcome = measure(order, load)
+    gc.collect()
+    folder = Path(order.path).parent
+    keep = Memory(folder_bytes(folder))
+    answers.write(json.dumps(asdict(outcome)) + "\n")
+    sys.stdin.readline()
+    keep.give_back()
+    if order.cold:
+        stoker_loader.evict(folder)
+    os._exit(0)  # no peer's teardown is waited for; everything was measured
+
+
+if __name__ == "__main__":
+    main()

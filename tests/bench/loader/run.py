@@ -1,0 +1,147 @@
+"""Measures what the plan asks for, stage after stage, and gathers the report."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tests.bench.loader.child import Outcome
+from tests.bench.loader.contenders import CONTENDERS
+from tests.bench.loader.contest import Contest, Tell
+from tests.bench.loader.judge import judge
+from tests.bench.loader.limit import best_ways
+from tests.bench.loader.ours import ABLATION, VERIFICATION
+from tests.bench.loader.plan import Plan
+from tests.bench.loader.results import ByName, Results
+from tests.bench.loader.store import Store
+from tests.bench.machine import commit, machine
+from tests.bench.report import Report
+
+import stoker_loader
+
+ROWS = ("cold", "warm", "many", "steps")
+
+
+def run(root: Path, store: Store, plan: Plan, rows: Iterable[str], tell: Tell) -> Report:
+    """Measures `rows` (of `ROWS`) and judges them; `tell` hears each measurement as it comes."""
+    began = time.monotonic()
+    started_at = datetime.now(UTC).isoformat(timespec="seconds")
+    head, dirty = commit(root)
+    store.data.mkdir(parents=True, exist_ok=True)
+    here = machine(store.data)
+    contest = Contest(store, store.peers, plan, random.Random(plan.seed), tell)
+    made_s = prepare(contest)
+    results = gather(contest, set(rows))
+    report = Report(
+        started_at=started_at,
+        duration_s=round(time.monotonic() - began, 1),
+        commit=head,
+        dirty=dirty,
+        machine=here,
+        parameters={
+            **plan.parameters(),
+            **contest.peers.versions(),
+            "making_checkpoints_s": round(made_s, 1),
+        },
+        notes=[*contest.notes, *left_out(plan)],
+        rows=judge(results),
+    )
+    for row in report.rows:
+        verdict = {True: "met   ", False: "MISSED", None: "      "}[row.passed]
+        tell(f"{verdict} {row.question}: {row.figure}")
+    return report
+
+
+def prepare(contest: Contest) -> float:
+    """Makes every checkpoint in every format before anything is measured; the seconds it took."""
+    began = time.monotonic()
+    for checkpoint in contest.plan.checkpoints:
+        contest.by_contender(checkpoint, cold=True)
+    return time.monotonic() - began
+
+
+def gather(contest: Contest, rows: set[str]) -> Results:
+    """Measures stage after stage; what one leaves of its share of the time the others get."""
+    plan, store = contest.plan, contest.store
+    results = Results()
+    for checkpoint in plan.checkpoints:
+        results.checkpoint_bytes[checkpoint] = store.ours(checkpoint).stat().st_size
+    stages = [
+        *(("cold", name, _cold(contest, results, name)) for name in plan.sizes),
+        *(("warm", name, _warm(contest, results.warm, name)) for name in plan.warm_sizes),
+        ("many", plan.many, _warm(contest, results.many, plan.many)),
+        ("steps", plan.middle, _steps(contest, results)),
+    ]
+    wanted = [stage for stage in stages if stage[0] in rows]
+    deadline = time.monotonic() + plan.time_limit_s
+    shares = [plan.share(kind, checkpoint) for kind, checkpoint, _ in wanted]
+    for number, (kind, checkpoint, measure) in enumerate(wanted):
+        left_s = deadline - time.monotonic()
+        contest.tell(f"{kind} {checkpoint} ... {left_s:.0f} s are left for all")
+        measure(left_s * shares[number] / sum(shares[number:]))
+    return results
+
+
+Stage = Callable[[float], None]
+
+
+def _cold(contest: Contest, results: Results, checkpoint: str) -> Stage:
+    """The contenders, and the best ways of reading their file, in the same rounds."""
+
+    def measure(time_limit_s: float) -> None:
+        file = contest.store.ours(checkpoint)
+        reads = {str(way): way for way in best_ways(file, contest.tell)}
+        calls: dict[str, Callable[[], Outcome | float]] = {
+            **contest.by_contender(checkpoint, cold=True),
+            **{name: (lambda way=way: way.bytes_per_s(file)) for name, way in reads.items()},
+        }
+        outcomes: ByName = {}
+        limit: dict[str, list[float]] = {}
+        for name, values in contest.rounds("cold", checkpoint, calls, time_limit_s).items():
+            if name in reads:
+                limit[name] = [value for value in values if isinstance(value, float)]
+            else:
+                outcomes[name] = [value for value in values if isinstance(value, Outcome)]
+        results.cold[checkpoint] = outcomes
+        if limit:
+            results.limit[checkpoint] = limit
+        else:
+            contest.notes.append(f"no limit on {checkpoint}: its disk refuses O_DIRECT")
+
+    return measure
+
+
+def _warm(contest: Contest, into: dict[str, ByName], checkpoint: str) -> Stage:
+    def measure(time_limit_s: float) -> None:
+        # Whatever is resident came in by another way: each is brought in anew, and stays.
+        stoker_loader.evict(contest.store.data / checkpoint)
+        calls = contest.by_contender(checkpoint, cold=False)
+        into[checkpoint] = contest.rounds("warm", checkpoint, calls, time_limit_s)
+
+    return measure
+
+
+def _steps(contest: Contest, results: Results) -> Stage:
+    def measure(time_limit_s: float) -> None:
+        checkpoint = contest.plan.middle
+        calls = contest.by_step(checkpoint, (*ABLATION, *VERIFICATION))
+        found = contest.rounds("steps", checkpoint, calls, time_limit_s)
+        results.steps[checkpoint] = {name: found[name] for name in ABLATION}
+        results.verification[checkpoint] = {
+            name: found[name] for name in ("all_steps", *VERIFICATION)
+        }
+
+    return measure
+
+
+def left_out(plan: Plan) -> list[str]:
+    """What the plan itself leaves out."""
+    names = [one.name for one in CONTENDERS.values() if not one.large]
+    if plan.large not in plan.sizes or not names:
+        return []
+    return [
+        f"{', '.join(names)}: not measured on {plan.large}, for the time and the disk it would take"
+    ]
