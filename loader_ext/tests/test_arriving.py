@@ -17,7 +17,8 @@ import pytest
 from safetensors.numpy import save, save_file
 
 import stoker_loader as sl
-from stoker_loader import errors
+from fake_cuda import StandIn, build
+from stoker_loader import _native, errors
 from support.object_store import ObjectStore, Stalls, served
 
 CHUNK = 8 << 20
@@ -302,3 +303,27 @@ def test_another_object_under_the_same_name_is_not_mixed_in(
             checkpoint.numpy("t3")
     with sl.open_arriving(target) as checkpoint:
         assert np.array_equal(checkpoint.numpy("t0"), TENSORS["t3"])
+
+
+def test_a_device_gets_what_has_arrived_and_waits_for_the_rest(
+    begin: Begin, store: ObjectStore, target: Path, tmp_path: Path
+) -> None:
+    fetching = begin(store, target, 2)
+    calls = 0
+
+    def watch(done: int, total: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:  # two chunks were there, and the third has been asked for in vain
+            fetching.go_on()
+
+    with (
+        StandIn(build(), tmp_path, 1, "lazy", 0) as stand_in,
+        sl.open_arriving(target) as checkpoint,
+    ):
+        native = checkpoint._native
+        assert native is not None
+        place = (0, stand_in.allocate(0, len(BODY)))
+        _native.copy_to_devices(native, [0], [(0, 0, len(BODY), [place])], watch, 1, stand_in.path)
+        assert stand_in.read(place[1], len(BODY)) == BODY
+        assert stand_in.misuse() == (0, "")

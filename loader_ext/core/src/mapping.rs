@@ -122,7 +122,12 @@ impl Mapping {
 
     /// Waits a little for a range of a file that is still on its way; true if it is there.
     /// Errors: as [`Arrival::wait_briefly`].
-    fn has_arrived(&self, offset: u64, size_bytes: u64, silence: &mut Silence) -> Result<bool> {
+    pub(crate) fn has_arrived(
+        &self,
+        offset: u64,
+        size_bytes: u64,
+        silence: &mut Silence,
+    ) -> Result<bool> {
         let Some(Arriving { arrival, patience }) = &self.arriving else { return Ok(true) };
         let chunks = arrival.subject().chunks_of(offset, size_bytes);
         arrival.wait_briefly(chunks, *patience, silence)
@@ -131,7 +136,8 @@ impl Mapping {
     /// Reads a range into memory elsewhere, having brought it into the page cache in large folios.
     ///
     /// Unlike the mapping itself this is safe where the file became shorter. `advise` is cleared
-    /// where the kernel does not know how to populate. The range must lie in the file. Errors: `FileChanged`, `Io`.
+    /// where the kernel does not know how to populate. The range must lie in the file, and of a
+    /// file that is on its way it must have arrived. Errors: `FileChanged`, `Io`.
     pub fn read(&self, offset: u64, into: &mut [u8], advise: &AtomicBool) -> Result<()> {
         assert!(offset + into.len() as u64 <= self.bytes as u64, "the range lies in the file");
         let lead = offset % page_bytes() as u64;

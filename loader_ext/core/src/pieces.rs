@@ -68,9 +68,8 @@ pub fn run<S>(
     thread::scope(|scope| {
         for _ in 1..threads.min(MAX_THREADS).min(count) {
             let help = || {
+                let _leaving = Leaving { helpers: &helpers, caller: &caller };
                 drain(&mut |_| Ok(()));
-                helpers.fetch_sub(1, Ordering::Release);
-                caller.unpark();
             };
             // Without another thread (a container's limit of processes) the caller does it all.
             helpers.fetch_add(1, Ordering::Relaxed);
@@ -95,6 +94,19 @@ pub fn run<S>(
     let total = done.into_inner();
     watch(total)?;
     Ok(total)
+}
+
+/// Tells the caller that a helper has ended, also one that panics: nobody would wake it else.
+struct Leaving<'a> {
+    helpers: &'a AtomicUsize,
+    caller: &'a thread::Thread,
+}
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        self.helpers.fetch_sub(1, Ordering::Release);
+        self.caller.unpark();
+    }
 }
 
 /// Threads for work that a processor limits.

@@ -10,6 +10,7 @@ use super::library::Address;
 use super::numa::{self, Bound, Processors};
 use super::ring::{Ring, Shape};
 use super::source::Source;
+use crate::arrival::Silence;
 use crate::error::Result;
 use crate::pieces::{self, Step};
 
@@ -134,12 +135,17 @@ impl Pipeline {
         let arrived = pieces::run(
             chunks.len(),
             readers,
-            || Bound::to(flight.0.processors.as_ref()),
-            |_, number| {
+            || (Bound::to(flight.0.processors.as_ref()), Silence::default()),
+            |(_, silence), number| {
                 let chunk = chunks[number];
+                let transfer = &transfers[chunk.transfer];
+                // Before it takes a slot: whoever waits for bytes must not hold up the others.
+                if !transfer.source.is_ready(chunk.offset, chunk.size_bytes as u64, silence)? {
+                    return Ok(Step::Again);
+                }
                 // SAFETY: the flight ends before this function does, so the caller's promise
                 // holds as long as any copy runs.
-                unsafe { flight.0.send(&transfers[chunk.transfer], chunk, number) }.map(Step::Done)
+                unsafe { flight.0.send(transfer, chunk, number) }.map(Step::Done)
             },
             watch,
         );

@@ -222,6 +222,27 @@ fn a_source_that_fails_stops_all() {
 }
 
 #[test]
+fn what_is_on_its_way_is_not_read_before_it_is_there() {
+    struct Late(Bytes, AtomicU64);
+    impl Source for Late {
+        fn is_ready(&self, offset: u64, size_bytes: u64, _: &mut Silence) -> Result<bool> {
+            let there = self.1.fetch_add(1000, Ordering::Relaxed);
+            Ok(offset + size_bytes <= there)
+        }
+
+        fn read(&self, offset: u64, into: &mut [u8]) -> Result<()> {
+            assert!(offset + into.len() as u64 <= self.1.load(Ordering::Relaxed));
+            self.0.read(offset, into)
+        }
+    }
+    let bench = Bench::new(2, Schedule::Random, 12);
+    let source = Late(Bytes::new(12), AtomicU64::new(0));
+    assert_eq!(bench.load(&source, |_| Ok(())), Ok(SOURCE_BYTES as u64));
+    assert!(bench.holds(&source.0));
+    bench.assert_clean();
+}
+
+#[test]
 fn a_reader_that_panics_leaves_nothing_under_way() {
     struct Panics(Bytes);
     impl Source for Panics {

@@ -3,11 +3,17 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use crate::arrival::Silence;
 use crate::error::Result;
 use crate::mapping::Mapping;
 
 /// Something that answers ranged reads, from several threads at once.
 pub trait Source: Sync {
+    /// Whether a range can be read; waits a little if it is still on its way.
+    fn is_ready(&self, _offset: u64, _size_bytes: u64, _silence: &mut Silence) -> Result<bool> {
+        Ok(true)
+    }
+
     /// Fills `into` with the bytes from `offset` on, all of them.
     fn read(&self, offset: u64, into: &mut [u8]) -> Result<()>;
 }
@@ -27,6 +33,10 @@ impl PageCache {
 }
 
 impl Source for PageCache {
+    fn is_ready(&self, offset: u64, size_bytes: u64, silence: &mut Silence) -> Result<bool> {
+        self.mapping.has_arrived(offset, size_bytes, silence)
+    }
+
     fn read(&self, offset: u64, into: &mut [u8]) -> Result<()> {
         self.mapping.read(offset, into, &self.advise)
     }
