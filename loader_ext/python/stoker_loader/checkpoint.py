@@ -142,7 +142,6 @@ class Checkpoint:
         UnsupportedDtypeError. After an error no tensor is handed out.
         """
         native = self._map()
-        self._wait_for_all(native)
         records = [self._record(name) for name in self._headers.names()]
         with self._timed("copy"):
             replicas = devices.load(native, self._files, records, targets, progress)

@@ -217,7 +217,7 @@ impl Arrival {
         if all() {
             return Ok(true);
         }
-        if silence.lasts(beat) >= patience {
+        if silence.lasts(self.head.inode, beat) >= patience {
             return Err(Error::new(&self.path, Kind::WaitTimeout));
         }
         futex_wait(self.number(BEAT_AT), beat, WAIT_SLICE);
@@ -344,15 +344,19 @@ fn remove_if_there(path: &Path) -> Result<()> {
     }
 }
 
-/// Since when one who waits has seen nothing arrive.
+/// Since when one who waits has seen nothing arrive, of one part after another.
 #[derive(Debug, Default)]
-pub struct Silence(Option<(u32, Instant)>);
+pub struct Silence(Option<((u64, u32), Instant)>);
 
 impl Silence {
-    fn lasts(&mut self, beat: u32) -> Duration {
-        let (_, since) =
-            *self.0.take_if(|(heard, _)| *heard == beat).get_or_insert((beat, Instant::now()));
-        self.0 = Some((beat, since));
+    /// How long a part, by its inode, has been at this beat.
+    fn lasts(&mut self, inode: u64, beat: u32) -> Duration {
+        let now = (inode, beat);
+        let since = match self.0 {
+            Some((heard, since)) if heard == now => since,
+            _ => Instant::now(),
+        };
+        self.0 = Some((now, since));
         since.elapsed()
     }
 }

@@ -137,6 +137,20 @@ fn who_waits_can_stop_and_is_patient_while_anything_arrives() {
 }
 
 #[test]
+fn the_silence_of_one_part_is_not_that_of_the_next() {
+    let (_one, first) = folder();
+    let (_two, second) = folder();
+    let _writers = (write(&first, subject(1)), write(&second, subject(1)));
+    let patience = WAIT_SLICE * 3 / 2;
+    let mut silence = Silence::default();
+    let mut wait_once =
+        |path: &Path| Arrival::watch(path).unwrap().wait_briefly(0..1, patience, &mut silence);
+    assert_eq!(wait_once(&first), Ok(false));
+    assert_eq!(wait_once(&first), Ok(false));
+    assert_eq!(wait_once(&second), Ok(false), "both are at beat 0, but this one was not heard yet");
+}
+
+#[test]
 fn a_waiter_is_told_when_the_writer_is_gone() {
     let (_folder, path) = folder();
     let writer = write(&path, subject(2));
