@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 import orjson
 from starlette.responses import Response
@@ -63,19 +64,17 @@ class EventStream(Response):
     async def relay(self, send: Send) -> None:
         """Streams to `send` without watching whether the client is there. Raises what came
         before the status line."""
-        wire = _Wire(send)
         error: Exception | None = None
-        async with asyncio.TaskGroup() as tasks:
-            pings = tasks.create_task(wire.ping(self._hold_s, self._ping_s))
+        wire = _Wire(send, self._hold_s, self._ping_s)
+        async with wire.open():
             try:
                 await self._produce(wire.write)
             except Exception as raised:  # noqa: BLE001  answered or raised again below
                 error = raised
-            pings.cancel()
-        if error is not None and (isinstance(error, ClientLeft) or not wire.begun):
-            raise error
-        await wire.write(self._broken(error) if error else b"", last=True)
-        if error is not None and not isinstance(error, StokerError):
+            answerable = not isinstance(error, ClientLeft) and (error is None or wire.begun)
+            if answerable:
+                await wire.write(self._broken(error) if error else b"", last=True)
+        if error is not None and not (answerable and isinstance(error, StokerError)):
             raise error
 
     def _broken(self, error: Exception) -> bytes:
@@ -89,37 +88,68 @@ class EventStream(Response):
 
 
 class _Wire:
-    """The way to one client: the status line goes with the first event, pings fill silences."""
+    """The way to one client: the status line goes with the first event, pings fill silences, and
+    a client that takes nothing is given up.
 
-    def __init__(self, send: Send) -> None:
+    One timer watches over all of it and a write moves none: each token passes here, and the timer
+    finds out when it ends what has become due.
+    """
+
+    def __init__(self, send: Send, hold_s: float, ping_s: float) -> None:
         self.begun = False
         self._send = send
-        self._lock = asyncio.Lock()  # a ping must not come between the status line and its event
-        self._clock = asyncio.get_running_loop().time
-        self._wrote_at = self._clock()
+        self._hold_s = hold_s
+        self._ping_s = ping_s
+        self._loop = asyncio.get_running_loop()
+        self._wrote_at = self._loop.time()
+        self._writing_since: float | None = None
+        self._pinging: asyncio.Task[None] | None = None
+
+    @asynccontextmanager
+    async def open(self) -> AsyncGenerator[None]:
+        """Watches while the context is open. Raises ClientLeft, and cancels what runs inside,
+        when the client takes nothing for STALL_S."""
+        try:
+            async with asyncio.timeout(None) as self._bound, asyncio.TaskGroup() as self._tasks:
+                self._timer = self._loop.call_at(self._wrote_at + self._hold_s, self._look)
+                try:
+                    yield
+                finally:
+                    self._timer.cancel()
+                    if self._pinging is not None:
+                        self._pinging.cancel()
+        except TimeoutError:
+            if self._bound.expired():
+                raise ClientLeft from None
+            raise
 
     async def write(self, chunk: bytes, *, last: bool = False) -> None:
-        """Raises ClientLeft when the client takes nothing for STALL_S."""
-        try:
-            async with asyncio.timeout(STALL_S), self._lock:
-                if not self.begun:
-                    self.begun = True
-                    await self._send(
-                        {"type": "http.response.start", "status": 200, "headers": _HEADERS}
-                    )
-                await self._send(
-                    {"type": "http.response.body", "body": chunk, "more_body": not last}
-                )
-        except TimeoutError:
-            raise ClientLeft from None
-        self._wrote_at = self._clock()
+        """Returns when the connection has room for more."""
+        if self._pinging is not None:
+            # It must not come between the status line and its event.
+            await asyncio.wait({self._pinging})
+            self._pinging = None
+        await self._put(chunk, last=last)
 
-    async def ping(self, hold_s: float, ping_s: float) -> None:
-        """Writes a ping after each silence, until cancelled. A write moves no timer: the one
-        that runs finds out when it ends that it has to run on."""
-        silent_until = self._wrote_at + hold_s
-        while True:
-            await asyncio.sleep(silent_until - self._clock())
-            if not self.begun or self._wrote_at + ping_s <= self._clock():
-                await self.write(PING)
-            silent_until = self._wrote_at + ping_s
+    async def _put(self, chunk: bytes, *, last: bool = False) -> None:
+        self._writing_since = self._loop.time()
+        if not self.begun:
+            self.begun = True
+            await self._send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+        await self._send({"type": "http.response.body", "body": chunk, "more_body": not last})
+        self._wrote_at = self._loop.time()
+        self._writing_since = None
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        if self._writing_since is not None:
+            if now >= self._writing_since + STALL_S:
+                self._bound.reschedule(now)
+                return
+            look_at = min(self._writing_since + STALL_S, now + self._ping_s)
+        elif not self.begun or now >= self._wrote_at + self._ping_s:
+            self._pinging = self._tasks.create_task(self._put(PING))
+            look_at = now + self._ping_s
+        else:
+            look_at = self._wrote_at + self._ping_s
+        self._timer = self._loop.call_at(look_at, self._look)

@@ -71,14 +71,13 @@ class Instances:
         peer = await self._peer(lease)
         peer.streams += 1
         try:
-            async with AsyncExitStack() as held:
-                posted = peer.client.post(_ORIGIN + exchange.path, data=exchange.body())
-                try:
-                    response = await held.enter_async_context(posted)
-                except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-                    raise Unreachable(_lost(lease, error)) from error
-                except aiohttp.ClientError as error:
-                    raise InstanceLost(_lost(lease, error)) from error
+            try:
+                response = await peer.client.post(_ORIGIN + exchange.path, data=exchange.body())
+            except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+                raise Unreachable(_lost(lease, error)) from error
+            except aiohttp.ClientError as error:
+                raise InstanceLost(_lost(lease, error)) from error
+            async with response:
                 if response.status != _OK:
                     raise error_of_response(response.status, await _read(lease, response))
                 yield Reply(lease, exchange, response)

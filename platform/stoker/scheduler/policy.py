@@ -8,6 +8,7 @@ what nobody uses. The simulator and the live dispatcher call this one function.
 from __future__ import annotations
 
 from collections.abc import Iterator, Set
+from functools import cached_property
 
 from stoker.domain import InstanceId, NodeId
 from stoker.errors import CrashLoop, FunctionNotFound, QueueFull, StartupFailed, StartupTimeout
@@ -45,9 +46,10 @@ def _decide_pool(view: View, pool: Pool, event: Event, now: float, room: _Room) 
     if pool.deleted:
         yield from _wind_down(pool)
         return
-    grants, waiting = _grant(pool)
+    current = pool.current()
+    grants, waiting = _grant(pool, current)
     yield from grants
-    in_use = sum(i.active for i in pool.current()) + len(grants)
+    in_use = sum(i.active for i in current) + len(grants)
     busy = {grant.instance_id for grant in grants}
     if isinstance(event, ScaleRequested) and event.revision.function == pool.revision.function:
         scaled = list(_scale_to(view, pool, event.replicas, busy, room))
@@ -59,16 +61,16 @@ def _decide_pool(view: View, pool: Pool, event: Event, now: float, room: _Room) 
     yield from rejects
     yield from _retire_superseded(pool)
     wanted = scaling.wanted_instances(pool.revision.scale, in_use + len(waiting))
-    yield from _start(view, pool, wanted - len(pool.current()), now, room, urgent=bool(waiting))
-    yield from _stop_unused(pool, wanted, now, busy)
+    yield from _start(view, pool, wanted - len(current), now, room, urgent=bool(waiting))
+    yield from _stop_unused(pool, len(current) - wanted, now, busy)
 
 
-def _grant(pool: Pool) -> tuple[list[Grant], list[Waiter]]:
+def _grant(pool: Pool, current: list[Instance]) -> tuple[list[Grant], list[Waiter]]:
     """Oldest request first, to the instance with the fewest leases: a slot is always better
     than a start, up to the hard limit."""
     free = {
         i.id: i.active
-        for i in pool.current()
+        for i in current
         if i.state is InstanceState.READY and i.active < pool.revision.scale.hard_limit
     }
     grants: list[Grant] = []
@@ -92,6 +94,8 @@ def _turn_away(
 ) -> tuple[list[Reject], list[Waiter]]:
     """Answers those who cannot be served: too late, too many, or by a function that is broken.
     `leaving` are the instances that this decision lets go of."""
+    if not waiting:
+        return [], []
     function = pool.revision.function
     rejects: list[Reject] = []
     staying: list[Waiter] = []
@@ -184,10 +188,11 @@ def _start(
         )
 
 
-def _stop_unused(pool: Pool, wanted: int, now: float, busy: Set[InstanceId]) -> Iterator[Action]:
+def _stop_unused(pool: Pool, surplus: int, now: float, busy: Set[InstanceId]) -> Iterator[Action]:
     """Lets go of what nobody used for `keep_alive`, longest idle first."""
-    surplus = len(pool.current()) - wanted
-    for instance in _idle(pool, busy)[: max(surplus, 0)]:
+    if surplus <= 0:
+        return
+    for instance in _idle(pool, busy)[:surplus]:
         assert instance.idle_since is not None
         if now >= instance.idle_since + pool.revision.scale.keep_alive_s:
             yield Stop(pool.revision.function, instance.id, "keep_alive")
@@ -247,10 +252,14 @@ class _Room:
     """Memory that is left on each node while one decision is being made."""
 
     def __init__(self, view: View) -> None:
-        self._free = {
-            n.id: n.memory_bytes - view.used_memory_bytes(n.id) for n in view.nodes.values()
-        }
+        self._view = view
         self._evicted: set[InstanceId] = set()
+
+    @cached_property
+    def _free(self) -> dict[NodeId, int]:
+        """Counted when first asked for: most decisions start nothing."""
+        view = self._view
+        return {n.id: n.memory_bytes - view.used_memory_bytes(n.id) for n in view.nodes.values()}
 
     def fits(self, node: NodeId, memory_bytes: int) -> bool:
         return self._free[node] >= memory_bytes
