@@ -79,7 +79,7 @@ async def _serve(settings: Settings, ready_fd: int | None) -> None:
             await dispatcher.deployed(revision)
         following = tasks.create_task(dispatcher.run(), name="follow nodes")
         instances = Instances(lambda: {instance.id for instance in dispatcher.instances()})
-        closing.push_async_callback(instances.aclose)
+        closing.callback(instances.close)
         app = create_app(
             catalog=catalog,
             registry=registry,

@@ -1,39 +1,27 @@
-"""Connections to instances: one keep-alive HTTP client a Unix socket, and their line streams.
-
-This hop is part of every warm answer, so its client is aiohttp, whose parser is compiled: a
-third of the CPU time that httpx takes for it (ARCHITECTURE.md, decisions).
-"""
+"""Connections to instances: kept alive between requests, one for each that is under way."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import asyncio
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
-from typing import Generic, TypeVar
-
-import aiohttp
-from pydantic import ValidationError
+from contextlib import asynccontextmanager
+from typing import TypeVar
 
 from stoker.domain import InstanceId
-from stoker.errors import InstanceLost, StokerError
+from stoker.errors import InstanceLost
+from stoker.gateway.connection import Connection, ConnectionBroken, connect
 from stoker.gateway.exchange import Exchange
-from stoker.gateway.faults import error_of, error_of_response
+from stoker.gateway.faults import error_of_response
+from stoker.gateway.reply import Reply
 from stoker.scheduler.lease import Lease
 
 E = TypeVar("E")
 
-MAX_CLIENTS = 256  # instances talked to lately; the longest unused is closed first
-MAX_CONNECTIONS = 1024  # to one instance: above any `scale.hard_limit`
-CONNECT_TIMEOUT_S = 5.0
-SILENCE_TIMEOUT_S = 3600.0  # between two pieces of an answer: a handler may compute for long
+MAX_PEERS = 256  # instances talked to lately; the longest unused is let go of first
 KEEPALIVE_S = 4.0  # below the 5 s after which a worker closes an idle connection: never a race
-MAX_LINE_BYTES = 64 << 20  # of one event
+MAX_ERROR_BYTES = 64 << 10  # of what an instance says instead of a stream
 
-_ORIGIN = "http://instance"
-_HEADERS = {"content-type": "application/json"}
-_OMITTED_HEADERS = ("accept", "accept-encoding", "user-agent")
-_TIMEOUT = aiohttp.ClientTimeout(sock_connect=CONNECT_TIMEOUT_S, sock_read=SILENCE_TIMEOUT_S)
 _OK = 200
 
 
@@ -41,18 +29,46 @@ class Unreachable(InstanceLost):
     """Nothing was sent: the instance's socket takes no connection."""
 
 
-@dataclass(slots=True)
 class _Peer:
-    client: aiohttp.ClientSession
-    streams: int = 0
+    """The connections to one instance. There are never more than it has leases, which
+    `scale.hard_limit` bounds."""
+
+    def __init__(self) -> None:
+        self.streams = 0
+        self._idle: deque[Connection] = deque()  # longest unused first
+        self._closed = False
+
+    def take(self) -> Connection | None:
+        """An idle connection that the instance is not about to close."""
+        while self._idle:
+            connection = self._idle.pop()
+            if _fresh(connection):
+                return connection
+            connection.close()
+        return None
+
+    def give_back(self, connection: Connection) -> None:
+        """Keeps it for the next request, if it can carry one."""
+        while self._idle and not _fresh(self._idle[0]):
+            self._idle.popleft().close()
+        if connection.reusable and not self._closed:
+            self._idle.append(connection)
+        else:
+            connection.close()
+
+    def close(self) -> None:
+        """Closes what is idle now, and what is given back later."""
+        self._closed = True
+        while self._idle:
+            self._idle.pop().close()
 
 
 class Instances:
-    """The pool of clients. `running` says which instances there are, so that clients of those
-    that are gone are closed; it is asked only when a new instance is met."""
+    """The pool of connections. `running` says which instances there are, so that connections to
+    those that are gone are closed; it is asked only when a new instance is met."""
 
     def __init__(
-        self, running: Callable[[], Collection[InstanceId]], limit: int = MAX_CLIENTS
+        self, running: Callable[[], Collection[InstanceId]], limit: int = MAX_PEERS
     ) -> None:
         self._running = running
         self._limit = limit
@@ -68,160 +84,80 @@ class Instances:
 
         Raises Unreachable, InstanceLost, and what the instance answered instead of a stream.
         """
-        peer = await self._peer(lease)
+        peer = self._peer(lease.instance_id)
         peer.streams += 1
         try:
+            connection = peer.take() or await _connected(lease)
             try:
-                response = await peer.client.post(_ORIGIN + exchange.path, data=exchange.body())
-            except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-                raise Unreachable(_lost(lease, error)) from error
-            except aiohttp.ClientError as error:
-                raise InstanceLost(_lost(lease, error)) from error
-            async with response:
-                if response.status != _OK:
-                    raise error_of_response(response.status, await _read(lease, response))
-                yield Reply(lease, exchange, response)
+                status = await _posted(connection, lease, exchange)
+                if status != _OK:
+                    raise error_of_response(status, await _rest(connection, lease))
+                yield Reply(lease, exchange, connection)
+            finally:
+                peer.give_back(connection)
         finally:
             peer.streams -= 1
 
-    async def forget(self, instance: InstanceId) -> None:
-        """Closes the client of an instance that is gone, unless streams still end on it."""
+    def forget(self, instance: InstanceId) -> None:
+        """Closes the connections to an instance that is gone, unless streams still end on it."""
         peer = self._peers.get(instance)
         if peer is not None and peer.streams == 0:
             del self._peers[instance]
-            await peer.client.close()
+            peer.close()
 
-    async def aclose(self) -> None:
-        """Closes every client."""
-        async with AsyncExitStack() as closing:
-            while self._peers:
-                closing.push_async_callback(self._peers.popitem()[1].client.close)
+    def close(self) -> None:
+        """Closes every connection, those in use as soon as they are given back."""
+        while self._peers:
+            self._peers.popitem()[1].close()
 
-    async def _peer(self, lease: Lease) -> _Peer:
-        peer = self._peers.get(lease.instance_id)
+    def _peer(self, instance: InstanceId) -> _Peer:
+        peer = self._peers.get(instance)
         if peer is None:
-            peer = self._peers[lease.instance_id] = _Peer(_client(lease))
-            peer.streams += 1  # not to be closed by the sweep
-            try:
-                await self._sweep()
-            finally:
-                peer.streams -= 1
+            self._sweep()
+            peer = self._peers[instance] = _Peer()
         else:
-            self._peers.move_to_end(lease.instance_id)
+            self._peers.move_to_end(instance)
         return peer
 
-    async def _sweep(self) -> None:
+    def _sweep(self) -> None:
+        """Makes room for one more."""
         running = self._running()
         for instance in [known for known in self._peers if known not in running]:
-            await self.forget(instance)
-        for instance in list(self._peers)[: max(0, len(self._peers) - self._limit)]:
-            await self.forget(instance)
+            self.forget(instance)
+        for instance in list(self._peers)[: max(0, len(self._peers) + 1 - self._limit)]:
+            self.forget(instance)
 
 
-class Reply(Generic[E]):
-    """An answer under way: events in batches, as they arrived together."""
-
-    def __init__(
-        self, lease: Lease, exchange: Exchange[E], response: aiohttp.ClientResponse
-    ) -> None:
-        self._lease = lease
-        self._exchange = exchange
-        self._content = response.content
-        self._pieces: list[bytes] = []  # of a line that is not complete
-        self._pieces_bytes = 0
-        self._fault: StokerError | None = None  # to raise once what came before it is read
-        self._ended = False
-
-    async def read(self) -> list[E]:
-        """The next batch; empty when the answer is complete. The connection is then read to its
-        end, so that it can be used again.
-
-        Raises InstanceLost when the stream breaks off, and the error that an event carries.
-        """
-        while True:
-            if self._fault is not None:
-                raise self._fault
-            lines = await self._lines()
-            if lines is None:
-                if self._ended:
-                    return []
-                raise InstanceLost(
-                    f"instance {self._lease.instance_id} broke off its answer",
-                    details={"instance": self._lease.instance_id},
-                )
-            batch = [] if self._ended else self._events(lines)
-            if batch:
-                return batch
-
-    def _events(self, lines: list[bytes]) -> list[E]:
-        batch: list[E] = []
-        for line in lines:
-            event = self._decode(line)
-            self._ended = self._exchange.ends(event)
-            fault = self._exchange.fault(event)
-            if fault is not None:
-                self._fault = error_of(fault)
-                break
-            batch.append(event)
-        return batch
-
-    def _decode(self, line: bytes) -> E:
-        try:
-            return self._exchange.decode(line)
-        except ValidationError as error:
-            # Not chained: a validation error quotes its input, and that may be a user's.
-            raise InstanceLost(
-                f"instance {self._lease.instance_id} sent what is no event of "
-                f"{self._exchange.path} ({error.error_count()} errors in {len(line)} bytes)",
-                details={"instance": self._lease.instance_id},
-            ) from None
-
-    async def _lines(self) -> list[bytes] | None:
-        """Complete lines of the next chunk (often one, maybe none); None at the end."""
-        try:
-            chunk = await self._content.readany()
-        except aiohttp.ClientError as error:
-            raise InstanceLost(
-                _lost(self._lease, error), details={"instance": self._lease.instance_id}
-            ) from error
-        if not chunk:
-            rest, self._pieces = b"".join(self._pieces), []
-            return [rest] if rest else None
-        head, found, tail = chunk.rpartition(b"\n")
-        if not found:
-            self._pieces.append(tail)
-            self._pieces_bytes += len(tail)
-            if self._pieces_bytes > MAX_LINE_BYTES:
-                raise InstanceLost(
-                    f"instance {self._lease.instance_id} sent a line of more than "
-                    f"{MAX_LINE_BYTES} bytes"
-                )
-            return []
-        whole = b"".join([*self._pieces, head])
-        self._pieces, self._pieces_bytes = [tail] if tail else [], len(tail)
-        return [line for line in whole.split(b"\n") if line]
+def _fresh(connection: Connection) -> bool:
+    idle_s = asyncio.get_running_loop().time() - connection.idle_since
+    return connection.reusable and idle_s < KEEPALIVE_S
 
 
-async def _read(lease: Lease, response: aiohttp.ClientResponse) -> bytes:
+async def _connected(lease: Lease) -> Connection:
     try:
-        return await response.read()
-    except aiohttp.ClientError as error:
+        return await connect(lease.socket)
+    except (OSError, TimeoutError) as error:
+        raise Unreachable(_lost(lease, error)) from error
+
+
+async def _posted(connection: Connection, lease: Lease, exchange: Exchange[E]) -> int:
+    try:
+        return await connection.post(exchange.path, exchange.body())
+    except ConnectionBroken as error:
         raise InstanceLost(_lost(lease, error)) from error
 
 
-def _client(lease: Lease) -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(
-        connector=aiohttp.UnixConnector(
-            str(lease.socket), limit=MAX_CONNECTIONS, keepalive_timeout=KEEPALIVE_S
-        ),
-        timeout=_TIMEOUT,
-        headers=_HEADERS,
-        skip_auto_headers=_OMITTED_HEADERS,
-        auto_decompress=False,
-        cookie_jar=aiohttp.DummyCookieJar(),
-    )
+async def _rest(connection: Connection, lease: Lease) -> bytes:
+    """An answer that is an error, up to MAX_ERROR_BYTES."""
+    rest = bytearray()
+    try:
+        while len(rest) < MAX_ERROR_BYTES and (piece := await connection.read()):
+            rest += piece
+    except ConnectionBroken as error:
+        raise InstanceLost(_lost(lease, error)) from error
+    return bytes(rest)
 
 
-def _lost(lease: Lease, error: aiohttp.ClientError) -> str:
+def _lost(lease: Lease, error: Exception) -> str:
     reason = str(error) or type(error).__name__
     return f"instance {lease.instance_id} was lost: {reason}"

@@ -12,7 +12,8 @@ from stoker.domain import Phase, PhaseName, Revision, Timeline
 from stoker.errors import InstanceLost, StokerError
 from stoker.gateway.call import Call
 from stoker.gateway.exchange import Exchange
-from stoker.gateway.instances import Instances, Reply, Unreachable
+from stoker.gateway.instances import Instances, Unreachable
+from stoker.gateway.reply import Reply
 from stoker.gateway.timelines import Timelines
 from stoker.scheduler.lease import Lease, Leasing
 from stoker.telemetry import Metrics

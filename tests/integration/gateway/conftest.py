@@ -111,7 +111,7 @@ async def platform_over(sockets: Path, **options: object) -> AsyncIterator[Platf
         finally:
             await running.client.close()
             await running.http.aclose()
-            await instances.aclose()
+            instances.close()
             server.stop()
             await serving
     await store.close()

@@ -78,20 +78,20 @@ async def _dial(instances: Instances, name: str, folder: Path) -> None:
             pytest.fail("nobody listens there")
 
 
-async def test_the_longest_unused_client_is_closed(tmp_path: Path) -> None:
+async def test_the_longest_unused_peer_is_let_go_of(tmp_path: Path) -> None:
     instances = Instances(lambda: {InstanceId(name) for name in "abc"}, limit=2)
     for name in "abc":
         await _dial(instances, name, tmp_path)
     assert len(instances) == 2
-    await instances.aclose()
+    instances.close()
     assert len(instances) == 0
 
 
-async def test_clients_of_instances_that_are_gone_are_closed(tmp_path: Path) -> None:
+async def test_peers_that_are_gone_are_let_go_of(tmp_path: Path) -> None:
     running = {InstanceId("a"), InstanceId("b")}
     instances = Instances(lambda: running)
     await _dial(instances, "a", tmp_path)
     running.remove(InstanceId("a"))
     await _dial(instances, "b", tmp_path)
     assert len(instances) == 1
-    await instances.aclose()
+    instances.close()
