@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import cast
 
 import httptools
 
@@ -50,12 +51,14 @@ class Connection(asyncio.Protocol):
     def reusable(self) -> bool:
         """Whether the last answer was read to its end and the connection may carry another."""
         read = self._complete and not self._pieces
-        return read and self._keep_alive and self._broken is None
+        return read and self._keep_alive and not self._gone
 
     async def post(self, path: str, body: bytes) -> int:
         """Sends a JSON body; returns the status once the headers have come. The body is handed
         over whole, and the socket takes it at its own speed. Raises ConnectionBroken."""
         self._begin()
+        if self._gone:
+            raise self._broken or ConnectionBroken("it closed the connection")
         self._transport.write(_HEAD % (path.encode("ascii"), len(body)) + body)
         while self._status is None:
             await self._more()
@@ -79,6 +82,11 @@ class Connection(asyncio.Protocol):
     def close(self) -> None:
         """Ends the connection at once; an instance that still computes stops."""
         self._transport.abort()
+
+    @property
+    def _gone(self) -> bool:
+        """True as soon as the loop has seen the end, which it tells one turn later."""
+        return self._broken is not None or self._transport.is_closing()
 
     def _begin(self) -> None:
         self._status, self._framed, self._complete = None, False, False
@@ -110,8 +118,7 @@ class Connection(asyncio.Protocol):
     # --- asyncio ------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
 
     def data_received(self, data: bytes) -> None:
         try:
