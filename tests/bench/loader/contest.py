@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from tests.bench.loader.child import Order, Outcome
 from tests.bench.loader.contenders import CONTENDERS, OURS, Contender, Peers
+from tests.bench.loader.http_child import Fetching
 from tests.bench.loader.plan import Plan
 from tests.bench.loader.processes import MeasureFailedError, Relay
 from tests.bench.loader.results import GB
@@ -145,6 +146,12 @@ def shown(result: object) -> str:
         return (
             f"{result.load_s:.3f} s + {result.touch_s:.3f} s touching, "
             f"CPU {result.cpu_s:.2f} s, {result.tensor_bytes / touched_s / GB:.2f} GB/s"
+        )
+    if isinstance(result, Fetching):
+        return (
+            f"{result.size_bytes / result.fetch_s / GB:.2f} GB/s, of {result.fetch_s:.2f} s "
+            f"{result.sync_s:.2f} syncing, first tensor after {result.first_tensor_s:.3f} s, "
+            f"CPU {result.cpu_s:.2f} s"
         )
     assert isinstance(result, float)
     return f"{result / GB:.2f} GB/s"

@@ -1,13 +1,14 @@
 """Results -> rows: every target is computed here from what was measured, and none is typed.
 
-A row of another kind (a checkpoint over HTTP) is one more field of `Results`, one more stage of
-`run.gather`, and one more line here.
+A row of another kind is one more field of `Results`, one more stage of `run.gather`, and one more
+line here.
 """
 
 from __future__ import annotations
 
 from tests.bench.loader.results import Results
 from tests.bench.loader.row_cold import cpu_row, limit_row, memory_row, peers_row
+from tests.bench.loader.row_http import http_row
 from tests.bench.loader.row_steps import ablation_row, verification_row
 from tests.bench.loader.row_warm import attach_ratio_row, attach_row, many_row
 from tests.bench.report import Row
@@ -24,6 +25,8 @@ def judge(results: Results) -> list[Row]:
         rows += [attach_row(results), attach_ratio_row(results)]
     if results.many:
         rows.append(many_row(results))
+    if results.http:
+        rows.append(http_row(results))
     if results.cold:
         rows += [cpu_row(results), memory_row(results)]
     if results.verification:

@@ -14,6 +14,7 @@ SHARES: dict[str | tuple[str, str], float] = {
     "warm": 4.0,
     "many": 4.0,
     "steps": 6.0,
+    "http": 5.0,
 }
 
 

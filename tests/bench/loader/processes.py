@@ -120,14 +120,20 @@ class Relay:
             self._last = None
 
 
-def run_module(module: str, *arguments: str, python: Path = Path(sys.executable)) -> str:
-    """Runs a module of the harness to its end and returns what it printed.
+def run_module(
+    module: str,
+    *arguments: str,
+    python: Path = Path(sys.executable),
+    before: tuple[str, ...] = (),
+) -> str:
+    """Runs a module of the harness to its end, with the words `before` the command, and returns
+    what it printed.
 
     Raises MeasureFailedError.
     """
     try:
         done = subprocess.run(
-            [str(python), "-m", module, *arguments],
+            [*before, str(python), "-m", module, *arguments],
             cwd=ROOT,
             env=environment(),
             capture_output=True,

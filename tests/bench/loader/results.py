@@ -5,11 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tests.bench.loader.child import Outcome
+from tests.bench.loader.http_child import Fetching
 from tests.bench.stats import median
 
 ByName = dict[str, list[Outcome]]
 GB = 1e9
 MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class HttpResults:
+    """Over one link: bytes per second of raw GETs by how they were made, and our fetches."""
+
+    raw: dict[str, list[float]]
+    fetched: list[Fetching]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +33,7 @@ class Results:
     many: dict[str, ByName] = field(default_factory=dict)
     steps: dict[str, ByName] = field(default_factory=dict)
     verification: dict[str, ByName] = field(default_factory=dict)
+    http: dict[str, HttpResults] = field(default_factory=dict)  # by link
     missing: dict[str, str] = field(default_factory=dict)  # contender -> why it has no figure
 
 

@@ -5,24 +5,28 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 
 from tests.bench.loader.child import Outcome
 from tests.bench.loader.contenders import CONTENDERS
 from tests.bench.loader.contest import Contest, Tell
+from tests.bench.loader.http_contest import Exchange, as_results
 from tests.bench.loader.judge import judge
 from tests.bench.loader.limit import best_ways
+from tests.bench.loader.network import LOOPBACK, NoLinkError, shaped
 from tests.bench.loader.ours import ABLATION, VERIFICATION
 from tests.bench.loader.plan import Plan
 from tests.bench.loader.results import ByName, Results
 from tests.bench.loader.store import Store
+from tests.bench.loader.web import NoServerError
 from tests.bench.machine import commit, machine
 from tests.bench.report import Report
 
 import stoker_loader
 
-ROWS = ("cold", "warm", "many", "steps")
+ROWS = ("cold", "warm", "many", "http", "steps")
 
 
 def run(root: Path, store: Store, plan: Plan, rows: Iterable[str], tell: Tell) -> Report:
@@ -73,6 +77,7 @@ def gather(contest: Contest, rows: set[str]) -> Results:
         *(("cold", name, _cold(contest, results, name)) for name in plan.sizes),
         *(("warm", name, _warm(contest, results.warm, name)) for name in plan.warm_sizes),
         ("many", plan.many, _warm(contest, results.many, plan.many)),
+        ("http", plan.middle, _http(contest, results)),
         ("steps", plan.middle, _steps(contest, results)),
     ]
     wanted = [stage for stage in stages if stage[0] in rows]
@@ -120,6 +125,24 @@ def _warm(contest: Contest, into: dict[str, ByName], checkpoint: str) -> Stage:
         stoker_loader.evict(contest.store.data / checkpoint)
         calls = contest.by_contender(checkpoint, cold=False)
         into[checkpoint] = contest.rounds("warm", checkpoint, calls, time_limit_s)
+
+    return measure
+
+
+def _http(contest: Contest, results: Results) -> Stage:
+    def measure(time_limit_s: float) -> None:
+        exchange = Exchange(contest.store, contest.plan.middle)
+        links = [nullcontext(LOOPBACK), shaped()]
+        for number, entering in enumerate(links):
+            left = len(links) - number
+            try:
+                with entering as link, exchange.over(link) as calls:
+                    what = f"http over {link.name}"
+                    found = contest.rounds(what, contest.plan.middle, calls, time_limit_s / left)
+            except (NoLinkError, NoServerError) as error:
+                contest.notes.append(f"no figure over HTTP: {error}")
+                continue
+            results.http[link.name] = as_results(found)
 
     return measure
 

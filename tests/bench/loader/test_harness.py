@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -52,6 +53,11 @@ def test_a_quick_run_has_every_row_and_says_who_is_missing(store: Store, tmp_pat
         assert row.samples, row.id
         assert all(value >= 0 for values in row.samples.values() for value in values), row.id
     notes = "\n".join(report.notes)
+    fetched = [name for row in report.rows for name in row.samples if name.endswith("fetch_s")]
+    if shutil.which("nginx") and shutil.which("curl"):
+        assert "loopback_fetch_s" in fetched
+    else:
+        assert "no figure over HTTP: nginx and curl are needed" in notes
     for peer in PEERS:
         assert f"{peer} has no figure on tiny: does not install: {WHY}" in notes
     # Nobody is beaten who was not measured.

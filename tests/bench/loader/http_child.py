@@ -1,0 +1,97 @@
+"""One fetch over HTTP in a process of its own: `python -m tests.bench.loader.http_child ORDER`.
+
+Imports everything, fetches a tiny file so that nothing is done for the first time, then fetches
+the one that counts, while a second thread opens it as it arrives and waits for the first tensor.
+Prints a line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tests.bench.loader.touch import Memory
+
+import stoker_loader
+
+
+@dataclass(frozen=True, slots=True)
+class FetchOrder:
+    """What to fetch to where. `digest` is a file with the chunks' digests as JSON; without it
+    (None) the fetch is a first sight, which computes them."""
+
+    url: str
+    rehearsal_url: str
+    destination: str
+    digest: str | None
+    touched_bytes: int = 0  # of memory, before the clock starts: what the page cache will take
+
+
+@dataclass(frozen=True, slots=True)
+class Fetching:
+    """What came of it. `fetch_s` is the whole call, `sync_s` the part of it after the last byte."""
+
+    size_bytes: int
+    fetch_s: float
+    sync_s: float
+    first_tensor_s: float
+    cpu_s: float
+
+
+def cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def fetch(order: FetchOrder) -> Fetching:
+    """Raises what the loader raises."""
+    expected = None
+    if order.digest is not None:
+        name, size_bytes, chunks = json.loads(Path(order.digest).read_text())
+        expected = stoker_loader.FileDigest(name, size_bytes, tuple(chunks))
+    destination = Path(order.destination)
+    Memory(order.touched_bytes).give_back()
+    first: list[float] = []
+    begun = threading.Event()  # the part file is there
+    cpu_before = cpu_s()
+    began = time.perf_counter()
+
+    def read_first() -> None:
+        begun.wait()
+        with stoker_loader.open_arriving(destination) as checkpoint:
+            checkpoint.numpy(checkpoint.names[0])
+            first.append(time.perf_counter() - began)
+
+    reader = threading.Thread(target=read_first)
+    reader.start()
+    fetched = stoker_loader.fetch(
+        order.url, destination, expected=expected, progress=lambda done, total: begun.set()
+    )
+    ended = time.perf_counter()
+    cpu = cpu_s() - cpu_before
+    reader.join()
+    return Fetching(
+        size_bytes=fetched.digest.size_bytes,
+        fetch_s=ended - began,
+        sync_s=fetched.stats.sync_s,
+        first_tensor_s=first[0],
+        cpu_s=cpu,
+    )
+
+
+def main() -> None:
+    order = FetchOrder(**json.loads(sys.argv[1]))
+    with tempfile.TemporaryDirectory(dir=Path(order.destination).parent) as folder:
+        rehearsal = str(Path(folder) / Path(order.destination).name)
+        fetch(FetchOrder(order.rehearsal_url, "", rehearsal, None))
+    print(json.dumps(asdict(fetch(order))))
+
+
+if __name__ == "__main__":
+    main()
