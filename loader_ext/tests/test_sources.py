@@ -46,9 +46,7 @@ def assert_same(loaded: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor
 
 
 @pytest.mark.parametrize("name", ["decoder", "sharded"])
-def test_all_give_the_same_tensors(
-    request: pytest.FixtureRequest, name: str, backend: str
-) -> None:
+def test_all_give_the_same_tensors(request: pytest.FixtureRequest, name: str, backend: str) -> None:
     path, tensors = request.getfixturevalue(name)
     with sl.open(path) as checkpoint:
         loaded = checkpoint.load(source=backend)
@@ -168,9 +166,11 @@ def test_the_default_is_the_page_cache(decoder: tuple[Path, dict]) -> None:
 
 
 def test_an_unknown_source_is_a_typed_error(decoder: tuple[Path, dict]) -> None:
-    with sl.open(decoder[0]) as checkpoint:
-        with pytest.raises(errors.BackendUnknownError, match='no source "Direct"; ask for') as caught:
-            checkpoint.load(source="Direct")  # type: ignore[arg-type]
+    with (
+        sl.open(decoder[0]) as checkpoint,
+        pytest.raises(errors.BackendUnknownError, match='no source "Direct"; ask for') as caught,
+    ):
+        checkpoint.load(source="Direct")  # type: ignore[arg-type]
     assert caught.value.file == str(decoder[0])
 
 
@@ -303,7 +303,6 @@ def test_a_file_on_its_way_is_waited_for(large: Path, backend: str) -> None:
     with sl.open_arriving(large) as checkpoint:
         loaded = checkpoint.load(source=backend)
     assert torch.equal(loaded["w"], torch.arange(16 << 20, dtype=torch.int32))
-
 
 
 def test_a_device_reads_past_the_page_cache_what_is_not_in_it(large: Path) -> None:

@@ -13,8 +13,7 @@ use stoker_loader_core::arrival::Arriving;
 use stoker_loader_core::checkpoint::{Checkpoint, Shard, Waiter};
 use stoker_loader_core::dtype::Dtype;
 use stoker_loader_core::mapping::{self, Mapping};
-use stoker_loader_core::source::image::{self, Whole};
-use stoker_loader_core::source::{self, Backend, Sink, Source, Wanted, probe};
+use stoker_loader_core::source::{self, Backend, Sink, Wanted, image, probe};
 use stoker_loader_core::{Kind, Result, parallel, residency};
 
 use crate::attach::{Placed, attach};
@@ -166,15 +165,8 @@ impl NativeCheckpoint {
         let threads = threads.unwrap_or_else(mapping::populate_threads);
         let (shards, total) = (&self.checkpoint.shards, self.checkpoint.checkpoint_bytes());
         let images = progress::run(py, &callback, |watch| {
-            let open = |shard| source::open(backend, shard);
-            let sources = shards.iter().map(open).collect::<Result<Vec<_>>>()?;
-            let whole = |(shard, source): (&'_ Shard, &'_ Box<dyn Source>)| Whole {
-                source: &**source,
-                path: &shard.path,
-                file_bytes: shard.file_bytes,
-            };
-            let files: Vec<Whole<'_>> = shards.iter().zip(&sources).map(whole).collect();
-            image::read(&files, threads, |done| watch(done, total))
+            let sources = source::open_all(backend, shards)?;
+            image::read(shards, &sources, threads, |done| watch(done, total))
         })?;
         Ok(Parts::of_images(shards, &images))
     }
@@ -252,7 +244,7 @@ impl NativeCheckpoint {
         &self.checkpoint.shards
     }
 
-    pub(crate) fn mappings(&self, py: Python<'_>) -> PyResult<&Vec<Arc<Mapping>>> {
+    fn mappings(&self, py: Python<'_>) -> PyResult<&Vec<Arc<Mapping>>> {
         if let Some(mappings) = self.mappings.get() {
             return Ok(mappings);
         }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use stoker_loader_core::device::{DEFAULT_SHAPE, Driver, Pipeline, Shape, Transfer};
-use stoker_loader_core::source::{self, Backend, PageCache, Source};
-use stoker_loader_core::{Result, mapping};
+use stoker_loader_core::mapping;
+use stoker_loader_core::source;
 
 use crate::checkpoint::{NativeCheckpoint, import_backend};
 use crate::errors::to_python;
@@ -19,9 +19,12 @@ type PyTransfer = (usize, u64, u64, Vec<(usize, u64)>);
 /// Copies ranges of a checkpoint's files to devices; returns the bytes read.
 ///
 /// `library` is the driver's, where it is not the system's; `(slots, slot_bytes)` is the ring's
-/// shape, and `backend` brings the bytes to its slots. The Python side answers for the addresses; see `stoker_loader.devices`.
+/// shape, and `backend` brings the bytes to its slots. The Python side answers for the addresses;
+/// see `stoker_loader.devices`.
 #[pyfunction]
-#[pyo3(signature = (checkpoint, ordinals, transfers, callback, threads, library=None, ring=None, backend="populate"))]
+#[pyo3(signature = (
+    checkpoint, ordinals, transfers, callback, threads, library=None, ring=None, backend="populate"
+))]
 #[expect(clippy::too_many_arguments, reason = "each is one thing that Python says")]
 pub fn copy_to_devices(
     py: Python<'_>,
@@ -38,7 +41,10 @@ pub fn copy_to_devices(
     if ordinals.is_empty() || shape.slots == 0 || !shape.slot_bytes.is_power_of_two() {
         return Err(PyValueError::new_err("at least one device, one slot, and 2^n bytes a slot"));
     }
-    let sources = sources(py, checkpoint, import_backend(backend)?)?;
+    let backend = import_backend(backend)?;
+    let sources = py
+        .detach(|| source::open_all(backend, checkpoint.shards()))
+        .map_err(|error| to_python(&error))?;
     let import = |(shard, offset, size_bytes, destinations): PyTransfer| {
         let file_bytes = checkpoint.shards().get(shard).map_or(0, |shard| shard.file_bytes);
         let fits = offset.checked_add(size_bytes).is_some_and(|end| end <= file_bytes);
@@ -59,21 +65,4 @@ pub fn copy_to_devices(
         let closed = pipeline.close();
         outcome.and_then(|bytes| closed.map(|()| bytes))
     })
-}
-
-/// What reads each of the files.
-fn sources(
-    py: Python<'_>,
-    checkpoint: &NativeCheckpoint,
-    backend: Backend,
-) -> PyResult<Vec<Box<dyn Source>>> {
-    if backend == Backend::Populate {
-        // By the mappings that are there already.
-        let wrap = |mapping: &_| Box::new(PageCache::new(Arc::clone(mapping))) as _;
-        return Ok(checkpoint.mappings(py)?.iter().map(wrap).collect());
-    }
-    let open = || -> Result<_> {
-        checkpoint.shards().iter().map(|shard| source::open(backend, shard)).collect()
-    };
-    py.detach(open).map_err(|error| to_python(&error))
 }

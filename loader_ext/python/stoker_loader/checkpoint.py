@@ -164,9 +164,7 @@ class Checkpoint:
         records = [self._record(name) for name in self._headers.names()]
         choice = self._choice = choose(native, source, to_device=True)
         with self._timed("copy"):
-            replicas = devices.load(
-                native, self._files, records, targets, progress, choice.backend
-            )
+            replicas = devices.load(native, self._files, records, targets, progress, choice.backend)
         with self._timed("attach"):
             loaded = [
                 {record.name: views.tensor(record) for record in records} for views in replicas

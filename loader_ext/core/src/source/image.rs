@@ -1,42 +1,34 @@
 //! Whole files in memory of this process, for whoever does not want them in the page cache.
 
-use std::path::Path;
 use std::slice;
 use std::sync::Arc;
 
 use super::Source;
 use crate::arena::Arena;
 use crate::arrival::Silence;
+use crate::checkpoint::Shard;
 use crate::error::Result;
 use crate::mapping::PIECE_BYTES;
 use crate::pieces::{self, Step};
 
-/// A file that is to be read whole.
-pub struct Whole<'a> {
-    /// Who reads it.
-    pub source: &'a dyn Source,
-    /// Where it is, for errors.
-    pub path: &'a Path,
-    /// Its length.
-    pub file_bytes: u64,
-}
-
 /// Reads each file into memory of its own, on huge pages, a piece of 8 MiB a thread at a time.
 ///
-/// `watch` sees the bytes read so far and may stop it. After an error there is no image at all.
-/// Errors: those of the sources, `Io` without memory, and whatever `watch` returns.
+/// `sources` are what reads the shards, in their order. `watch` sees the bytes read so far and may
+/// stop it. After an error there is no image at all. Errors: those of the sources, `Io` without
+/// memory, and whatever `watch` returns.
 pub fn read(
-    files: &[Whole<'_>],
+    shards: &[Shard],
+    sources: &[Box<dyn Source>],
     threads: usize,
     watch: impl FnMut(u64) -> Result<()>,
 ) -> Result<Vec<Arc<Arena>>> {
-    let arenas = files.iter().map(|file| Arena::new(file.path, file.file_bytes).map(Arc::new));
+    let arenas = shards.iter().map(|shard| Arena::new(&shard.path, shard.file_bytes).map(Arc::new));
     let arenas = arenas.collect::<Result<Vec<_>>>()?;
-    let pieces: Vec<(usize, u64, u64)> = files
+    let pieces: Vec<(usize, u64, u64)> = shards
         .iter()
         .enumerate()
-        .flat_map(|(number, file)| {
-            let end = file.file_bytes;
+        .flat_map(|(number, shard)| {
+            let end = shard.file_bytes;
             let begins = (0..end).step_by(PIECE_BYTES as usize);
             begins.map(move |begin| (number, begin, PIECE_BYTES.min(end - begin)))
         })
@@ -47,7 +39,7 @@ pub fn read(
         Silence::default,
         |silence, index| {
             let (number, begin, size_bytes) = pieces[index];
-            let source = files[number].source;
+            let source = &sources[number];
             if !source.is_ready(begin, size_bytes, silence)? {
                 return Ok(Step::Again);
             }

@@ -47,6 +47,11 @@ pub fn open(backend: Backend, shard: &Shard) -> Result<Box<dyn Source>> {
     })
 }
 
+/// Opens all shards of a checkpoint by a back end, in their order.
+pub fn open_all(backend: Backend, shards: &[Shard]) -> Result<Vec<Box<dyn Source>>> {
+    shards.iter().map(|shard| open(backend, shard)).collect()
+}
+
 #[cfg(test)]
 #[path = "source_tests.rs"]
 mod tests;

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, ErrorKind};
+use std::marker::PhantomData;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::sync::Mutex;
@@ -36,7 +37,7 @@ impl Ring {
     pub fn read(&mut self, file: &File, offset: u64, into: &mut [u8]) -> io::Result<usize> {
         let size_bytes = into.len();
         let mut end = size_bytes;
-        let mut flight = Flight { ring: &mut self.0, requests: 0, target: into };
+        let mut flight = Flight::new(&mut self.0, into);
         let begins = (0..size_bytes).step_by(REQUEST_BYTES);
         let mut parts: Vec<Range<usize>> =
             begins.map(|begin| begin..size_bytes.min(begin + REQUEST_BYTES)).collect();
@@ -82,26 +83,30 @@ fn is_passing(error: &io::Error) -> bool {
 struct Flight<'a> {
     ring: &'a mut IoUring,
     requests: usize,
-    target: &'a mut [u8],
+    start: *mut u8,
+    size_bytes: usize,
+    _target: PhantomData<&'a mut [u8]>,
 }
 
-impl Flight<'_> {
+impl<'a> Flight<'a> {
+    fn new(ring: &'a mut IoUring, target: &'a mut [u8]) -> Self {
+        let (start, size_bytes) = (target.as_mut_ptr(), target.len());
+        Self { ring, requests: 0, start, size_bytes, _target: PhantomData }
+    }
+
     /// Queues a read of `part` of the target.
     fn request(&mut self, file: &File, offset: u64, part: Range<usize>, number: usize) {
-        let offset = offset + part.start as u64;
-        let target = &mut self.target[part];
-        let read = opcode::Read::new(
-            types::Fd(file.as_raw_fd()),
-            target.as_mut_ptr(),
-            target.len() as u32,
-        )
-        .offset(offset)
-        .build()
-        .user_data(number as u64);
-        // SAFETY: the kernel writes to `target` until it answers. That memory is borrowed by
-        // `self`, which hands it to nobody and, when it is dropped, first waits for every answer.
-        // The file outlives the call that made `self`; the kernel holds it from submission on, and
-        // a request that was never submitted is never looked at (`Ring::read`).
+        assert!(part.start <= part.end && part.end <= self.size_bytes);
+        let target = self.start.wrapping_add(part.start);
+        let read = opcode::Read::new(types::Fd(file.as_raw_fd()), target, part.len() as u32)
+            .offset(offset + part.start as u64)
+            .build()
+            .user_data(number as u64);
+        // SAFETY: the kernel writes to `part` of the target (above) until it answers. That memory
+        // is mutably borrowed as long as `self` lives, which hands it to nobody and, when it is
+        // dropped, first waits for every answer. The descriptor is open now; the kernel takes a
+        // reference when it is submitted, which `file` outlives or which never happens
+        // (`Ring::read`: a ring that failed is dropped, and what it still queues with it).
         let pushed = unsafe { self.ring.submission().push(&read) };
         pushed.expect("the queue is as long as there are requests");
         self.requests += 1;

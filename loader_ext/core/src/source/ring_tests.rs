@@ -58,7 +58,7 @@ fn memory_is_not_given_back_before_the_kernel_is_done_with_it() {
     let (submitted, heard) = mpsc::channel();
     let reading = thread::spawn(move || {
         let mut target = [0];
-        let mut flight = Flight { ring: &mut ring.0, requests: 0, target: &mut target };
+        let mut flight = Flight::new(&mut ring.0, &mut target);
         flight.request(&file, 0, 0..1, 0);
         flight.ring.submit().unwrap();
         submitted.send(()).unwrap();
@@ -76,7 +76,7 @@ fn a_request_that_was_never_submitted_is_not_waited_for() {
     let (reader, _writer) = io::pipe().unwrap();
     let file = File::from(OwnedFd::from(reader));
     let mut target = [0];
-    let mut flight = Flight { ring: &mut ring.0, requests: 0, target: &mut target };
+    let mut flight = Flight::new(&mut ring.0, &mut target);
     flight.request(&file, 0, 0..1, 0);
     drop(flight);
 }

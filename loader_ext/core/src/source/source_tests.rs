@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use tempfile::TempDir;
 
-use super::image::Whole;
 use super::*;
 use crate::arena::Arena;
 use crate::checkpoint::Checkpoint;
@@ -31,16 +30,8 @@ fn read(
     open: impl Fn(&Shard) -> Box<dyn Source>,
     watch: impl FnMut(u64) -> Result<()>,
 ) -> Result<Vec<Arc<Arena>>> {
-    let opened: Vec<_> = checkpoint.shards.iter().map(|shard| (shard, open(shard))).collect();
-    let files: Vec<Whole<'_>> = opened
-        .iter()
-        .map(|(shard, source)| Whole {
-            source: &**source,
-            path: &shard.path,
-            file_bytes: shard.file_bytes,
-        })
-        .collect();
-    image::read(&files, THREADS, watch)
+    let sources: Vec<_> = checkpoint.shards.iter().map(open).collect();
+    image::read(&checkpoint.shards, &sources, THREADS, watch)
 }
 
 fn bytes(image: &Arena) -> &[u8] {
