@@ -173,7 +173,8 @@ mod tests {
     #[test]
     fn the_first_that_works_is_taken_and_the_others_say_why_not() {
         let path = Path::new("f");
-        let only = |works| move |b| Ok((b != works).then(|| format!("no {}", b.name())));
+        let only =
+            |works: Backend| move |b: Backend| Ok((b != works).then(|| format!("no {}", b.name())));
         let choice = choose(path, DIRECT, only(DirectPread)).unwrap();
         let refused = vec![(IoUring, "no io_uring".to_owned())];
         assert_eq!(choice, Choice { backend: DirectPread, refused });
