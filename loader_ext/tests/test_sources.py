@@ -203,7 +203,7 @@ def test_ctrl_c_stops_a_load(large: Path, backend: str) -> None:
     with sl.open(large) as checkpoint:
         with pytest.raises(KeyboardInterrupt):
             checkpoint.load(source=backend, progress=interrupt)
-        assert seen[-1] < large.stat().st_size
+        assert len(seen) == 1
         assert len(checkpoint.load(source=backend)) == 1  # and it can be done again
 
 
