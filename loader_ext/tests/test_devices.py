@@ -81,6 +81,37 @@ def test_a_cold_file_is_in_the_page_cache_afterwards(machine: Machines, large: P
     assert stand_in.calls("cuMemHostAlloc") == RING[0]
 
 
+@pytest.mark.parametrize("backend", ["io_uring", "direct_pread", "pread"])
+@pytest.mark.parametrize("schedule", ["lazy", "random"])
+def test_slots_are_filled_by_any_back_end(
+    machine: Machines, large: Path, backend: str, schedule: str
+) -> None:
+    reason = sl.backends(large).refused.get(backend)  # type: ignore[call-overload]
+    if reason is not None:
+        pytest.skip(f"refused here: {reason}")
+    stand_in = machine(1, schedule, seed=5)
+    size_bytes = large.stat().st_size
+    address = stand_in.allocate(0, size_bytes)
+    odd = stand_in.allocate(0, size_bytes)
+    sl.evict(large)
+    native = _native.Checkpoint(large, None)
+    transfers = [
+        (0, 0, size_bytes, [(0, address)]),
+        (0, 100, size_bytes - 333, [(0, odd)]),  # no block of the file lies on one of a slot
+    ]
+    arguments = (native, [0], transfers, None, None, stand_in.path, RING, backend)
+    assert _native.copy_to_devices(*arguments) == 2 * size_bytes - 333
+    resident_bytes = sl.residency(large).resident_bytes
+    content = large.read_bytes()
+    assert stand_in.read(address, size_bytes) == content
+    assert stand_in.read(odd, size_bytes - 333) == content[100 : size_bytes - 233]
+    assert stand_in.misuse() == (0, "")
+    if backend == "pread":
+        assert resident_bytes == size_bytes
+    else:
+        assert resident_bytes < 1 << 20
+
+
 def test_what_the_callback_raises_stops_the_copies(machine: Machines, large: Path) -> None:
     stand_in = machine()
     address = stand_in.allocate(0, large.stat().st_size)

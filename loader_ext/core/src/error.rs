@@ -220,6 +220,13 @@ kinds! {
     SplitMismatch { reason: String }: "split_mismatch" => "SplitMismatchError",
         "the plan does not fit: {reason}; replicate it, or take another number of ranks";
 
+    #[doc = "There is no way of this name to read a file."]
+    BackendUnknown { name: String }: "backend_unknown" => "BackendUnknownError",
+        "there is no source {name:?}; ask for auto, populate, direct, io_uring, direct_pread or pread";
+    #[doc = "The machine, its sandbox or the file system refuses the way of reading that was asked for."]
+    BackendRefused { reasons: String }: "backend_refused" => "BackendRefusedError",
+        "cannot be read so here ({reasons}); ask for source=\"auto\"";
+
     #[doc = "The progress callback raised, or a signal arrived."]
     Cancelled: "cancelled" => "LoadCancelledError",
         "cancelled";

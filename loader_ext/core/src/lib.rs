@@ -2,12 +2,13 @@
 //!
 //! [`checkpoint`] finds the files of a checkpoint and reads their headers ([`header`] is the pure
 //! parser, [`sidecar`] says the same in binary), [`mapping`] maps them and brings them into the
-//! page cache, [`residency`] and [`evict`] look at and empty that cache, [`fetch`] brings files
+//! page cache, [`source`] reads them in other ways and says which one a load takes, [`residency`] and [`evict`] look at and empty that cache, [`fetch`] brings files
 //! from elsewhere and [`arrival`] tells who waits for them, [`digest`] gives a checkpoint its
 //! identity, [`layout`] rewrites one so that fused weights are one view, [`parallel`] reads what
 //! one rank of several needs, and [`device`] copies to GPUs. Everything that takes long runs through
 //! [`pieces`]: bounded threads, progress and cancellation on the calling thread.
 
+pub mod arena;
 pub mod arrival;
 pub mod checkpoint;
 pub mod device;
@@ -25,6 +26,7 @@ pub mod parallel;
 pub mod pieces;
 pub mod residency;
 pub mod sidecar;
+pub mod source;
 
 #[cfg(test)]
 mod fixture;

@@ -10,9 +10,10 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use stoker_loader_core::arrival::Arriving;
-use stoker_loader_core::checkpoint::{Checkpoint, Waiter};
+use stoker_loader_core::checkpoint::{Checkpoint, Shard, Waiter};
 use stoker_loader_core::dtype::Dtype;
 use stoker_loader_core::mapping::{self, Mapping};
+use stoker_loader_core::source::{self, Backend, Sink, Wanted, image, probe};
 use stoker_loader_core::{Kind, Result, parallel, residency};
 
 use crate::attach::{Placed, attach};
@@ -21,6 +22,14 @@ use crate::errors::to_python;
 use crate::headers::Headers;
 use crate::parallel::{Parts, PyRule, import_plan};
 use crate::progress::{self, Callback};
+
+/// `(back end, [(a better one, why it is refused)])`.
+type PyChoice = (&'static str, Vec<(&'static str, String)>);
+
+/// The back end of this name.
+pub(crate) fn import_backend(name: &str) -> PyResult<Backend> {
+    Backend::from_name(name).ok_or_else(|| PyValueError::new_err("backend"))
+}
 
 /// A checkpoint whose headers are checked; its mappings are made when first needed.
 #[pyclass(frozen, name = "Checkpoint", module = "stoker_loader._native")]
@@ -45,7 +54,8 @@ impl NativeCheckpoint {
     }
 
     /// `(name, size_bytes)` of each file.
-    fn shards(&self) -> Vec<(String, u64)> {
+    #[pyo3(name = "shards")]
+    fn export_shards(&self) -> Vec<(String, u64)> {
         let shards = self.checkpoint.shards.iter();
         shards.map(|shard| (shard.name.clone(), shard.file_bytes)).collect()
     }
@@ -123,6 +133,44 @@ impl NativeCheckpoint {
         })
     }
 
+    /// The back end for a load, and why better ones are refused: `(name, [(name, reason)])`.
+    fn choose(&self, py: Python<'_>, source: &str, to_device: bool) -> PyResult<PyChoice> {
+        let sink = if to_device { Sink::Device } else { Sink::Host };
+        let choose = || {
+            let wanted = Wanted::from_name(&self.checkpoint.path, source)?;
+            probe::choose(&self.checkpoint, wanted, sink)
+        };
+        let choice = py.detach(choose).map_err(|error| to_python(&error))?;
+        let refused = choice.refused.into_iter().map(|(backend, why)| (backend.name(), why));
+        Ok((choice.backend.name(), refused.collect()))
+    }
+
+    /// Why each back end cannot read the files here, `None` if it can.
+    fn attempt(&self, py: Python<'_>) -> PyResult<Vec<(&'static str, Option<String>)>> {
+        let attempt =
+            |backend: Backend| Ok((backend.name(), probe::attempt(backend, &self.checkpoint)?));
+        let attempts = || Backend::ALL.into_iter().map(attempt).collect::<Result<_>>();
+        py.detach(attempts).map_err(|error| to_python(&error))
+    }
+
+    /// All tensors, read by a back end into memory of this process.
+    fn read(
+        &self,
+        py: Python<'_>,
+        backend: &str,
+        callback: Callback,
+        threads: Option<usize>,
+    ) -> PyResult<Parts> {
+        let backend = import_backend(backend)?;
+        let threads = threads.unwrap_or_else(mapping::populate_threads);
+        let (shards, total) = (&self.checkpoint.shards, self.checkpoint.checkpoint_bytes());
+        let images = progress::run(py, &callback, |watch| {
+            let sources = source::open_all(backend, shards)?;
+            image::read(shards, &sources, threads, |done| watch(done, total))
+        })?;
+        Ok(Parts::of_images(shards, &images))
+    }
+
     /// A DLPack capsule over the mapping: row-major elements that begin at a byte of a shard.
     fn capsule<'py>(
         &self,
@@ -191,7 +239,12 @@ impl NativeCheckpoint {
 }
 
 impl NativeCheckpoint {
-    pub(crate) fn mappings(&self, py: Python<'_>) -> PyResult<&Vec<Arc<Mapping>>> {
+    /// The files.
+    pub(crate) fn shards(&self) -> &[Shard] {
+        &self.checkpoint.shards
+    }
+
+    fn mappings(&self, py: Python<'_>) -> PyResult<&Vec<Arc<Mapping>>> {
         if let Some(mappings) = self.mappings.get() {
             return Ok(mappings);
         }

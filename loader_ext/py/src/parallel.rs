@@ -1,10 +1,12 @@
-//! A rank's share of a checkpoint.
+//! Tensors in memory that a load made: a rank's share of a checkpoint, or all of it.
 
 use std::any::Any;
 use std::sync::Arc;
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+use stoker_loader_core::arena::Arena;
+use stoker_loader_core::checkpoint::Shard;
 use stoker_loader_core::dtype::Dtype;
 use stoker_loader_core::parallel::{Loaded, Part, Plan, Rule, Split};
 
@@ -25,7 +27,7 @@ pub fn import_plan(rules: Vec<PyRule>) -> Plan {
     Plan { rules: rules.into_iter().map(import).collect() }
 }
 
-/// The tensors of one rank, each in the mapping of its file or in one packed piece of memory.
+/// Tensors, each in the mapping of its file or in memory that it shares with others of its load.
 #[pyclass(frozen, module = "stoker_loader._native")]
 pub struct Parts {
     parts: Vec<Owned>,
@@ -85,5 +87,24 @@ impl Parts {
         let packed_bytes =
             loaded.parts.iter().filter(is_packed).map(|part| part.slice.size_bytes()).sum();
         Self { parts: loaded.parts.iter().map(own).collect(), packed_bytes }
+    }
+
+    /// All tensors of files that were read whole, an image each.
+    pub fn of_images(shards: &[Shard], images: &[Arc<Arena>]) -> Self {
+        let own = |(shard, image): (&Shard, &Arc<Arena>)| {
+            let tensors = shard.header.tensors.iter().map(|tensor| Owned {
+                name: tensor.name.clone(),
+                dtype: tensor.dtype,
+                shape: tensor.shape.clone(),
+                size_bytes: tensor.size_bytes,
+                keeper: Arc::clone(image) as _,
+                // Within the image, which is as long as the file that the header was checked for.
+                address: image.address().as_ptr() as usize + tensor.offset_bytes as usize,
+            });
+            tensors.collect::<Vec<_>>()
+        };
+        let parts: Vec<_> = shards.iter().zip(images).flat_map(own).collect();
+        let packed_bytes = parts.iter().map(|part| part.size_bytes).sum();
+        Self { parts, packed_bytes }
     }
 }

@@ -1,6 +1,7 @@
 """Maps safetensors checkpoints through the page cache and hands out tensors without a copy."""
 
 from stoker_loader.alignment import LayoutReport, layout
+from stoker_loader.backends import Backends, backends
 from stoker_loader.checkpoint import Checkpoint, load_file, open_arriving
 from stoker_loader.checkpoint import open_checkpoint as open  # noqa: A004 - what users type
 from stoker_loader.converting import ConvertReport, convert
@@ -14,6 +15,7 @@ from stoker_loader.records import LoadStats, TensorInfo
 
 __all__ = [
     "Assigned",
+    "Backends",
     "Checkpoint",
     "ConvertReport",
     "Digest",
@@ -29,6 +31,7 @@ __all__ = [
     "Source",
     "Split",
     "TensorInfo",
+    "backends",
     "convert",
     "digest",
     "evict",

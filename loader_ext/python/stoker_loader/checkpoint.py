@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from stoker_loader import _native, devices
+from stoker_loader.backends import Choice, SourceName, choose
 from stoker_loader.errors import CheckpointClosedError, UnknownTensorError
 from stoker_loader.modules import Assigned, assign
 from stoker_loader.page_cache import Progress
@@ -56,6 +57,7 @@ class Checkpoint:
         self._remote_bytes = 0
         self._residency_known = False
         self._copied = Copied()
+        self._choice: Choice | None = None
         self._ms = dict.fromkeys(_STAGES, 0.0)
         self._ms["open"] = (perf_counter() - started) * 1e3
 
@@ -113,38 +115,56 @@ class Checkpoint:
             self._populated = True
 
     def load(
-        self, device: str | torch.device = "cpu", progress: Progress | None = None
+        self,
+        device: str | torch.device = "cpu",
+        progress: Progress | None = None,
+        source: SourceName = "auto",
     ) -> dict[str, torch.Tensor]:
         """Give all tensors: views of the populated mapping, or copies on another device.
 
         To CUDA devices files are copied whole while they are read, others get one tensor after
-        another. Writing to a view copies its page; the file never changes. Raises
-        UnsupportedDtypeError, what `populate` raises, and for CUDA what `load_replicas` does.
+        another. Writing to a view copies its page; the file never changes. Any `source` but
+        "populate", which "auto" takes wherever it works, reads each file into memory of this
+        process, which goes with the last of its tensors. Raises UnsupportedDtypeError,
+        BackendUnknownError, BackendRefusedError, what `populate` raises, and for CUDA what
+        `load_replicas` does.
         """
         import torch
 
         target = torch.device(device)
         if devices.is_cuda(target):
-            return self.load_replicas([target], progress)[0]
-        self.populate(progress)
-        native, views = self._open(), self._torch_views()
+            return self.load_replicas([target], progress, source)[0]
+        native, views = self._map(), self._torch_views()
+        choice = self._choice = choose(native, source, to_device=False)
+        held: _native.Checkpoint | _native.Parts = native
+        if choice.backend == "populate":
+            self.populate(progress)
+        else:
+            with self._timed("populate"):
+                held = native.read(choice.backend, progress, None)
+            self._copied.size_bytes += held.packed_bytes
         with self._timed("attach"):
-            tensors = views.attach(native)
+            tensors = views.attach(held)
         return self._to_device(tensors, target)
 
     def load_replicas(
-        self, targets: Sequence[str | torch.device], progress: Progress | None = None
+        self,
+        targets: Sequence[str | torch.device],
+        progress: Progress | None = None,
+        source: SourceName = "auto",
     ) -> list[dict[str, torch.Tensor]]:
         """Give all tensors on each of several CUDA devices; every byte is read once for all.
 
-        A device holds each file as one allocation that its tensors share. Raises
-        DeviceUnavailableError, the other AcceleratorErrors, FileChangedError, StorageError,
-        UnsupportedDtypeError. After an error no tensor is handed out.
+        A device holds each file as one allocation that its tensors share. What is not in the page
+        cache is read past it, unless `source` says otherwise. Raises DeviceUnavailableError, the
+        other AcceleratorErrors, BackendUnknownError, BackendRefusedError, FileChangedError,
+        StorageError, UnsupportedDtypeError. After an error no tensor is handed out.
         """
         native = self._map()
         records = [self._record(name) for name in self._headers.names()]
+        choice = self._choice = choose(native, source, to_device=True)
         with self._timed("copy"):
-            replicas = devices.load(native, self._files, records, targets, progress)
+            replicas = devices.load(native, self._files, records, targets, progress, choice.backend)
         with self._timed("attach"):
             loaded = [
                 {record.name: views.tensor(record) for record in records} for views in replicas
@@ -224,6 +244,7 @@ class Checkpoint:
         strict: bool = True,
         device: str | torch.device = "cpu",
         progress: Progress | None = None,
+        source: SourceName = "auto",
     ) -> Assigned:
         """Load, and make the tensors the parameters and buffers of a module on the meta device.
 
@@ -231,14 +252,16 @@ class Checkpoint:
         left to the caller. All is assigned or nothing. Raises ModuleMismatchError for another
         shape, and if `strict` for a missing or unexpected name; and what `load` raises.
         """
-        return assign(module, self.load(device, progress), strict=strict, file=self.path)
+        return assign(module, self.load(device, progress, source), strict=strict, file=self.path)
 
     @property
     def stats(self) -> LoadStats:
         """What the load has cost so far."""
         checkpoint_bytes = sum(size_bytes for _, size_bytes in self._files)
         resident_bytes = self._resident_bytes or 0
-        bytes_by_tier = split_by_tier(checkpoint_bytes, resident_bytes, self._remote_bytes)
+        choice = self._choice
+        cached_bytes = 0 if choice and choice.is_direct else resident_bytes
+        bytes_by_tier = split_by_tier(checkpoint_bytes, cached_bytes, self._remote_bytes)
         return LoadStats(
             checkpoint_bytes=checkpoint_bytes,
             resident_bytes_before=resident_bytes,
@@ -252,6 +275,8 @@ class Checkpoint:
             copy_ms=self._ms["copy"],
             attach_ms=self._ms["attach"],
             copied_bytes=self._copied.size_bytes,
+            source=choice.backend if choice else None,
+            refused_sources=choice.refused if choice else {},
         )
 
     def _open(self) -> _native.Checkpoint:

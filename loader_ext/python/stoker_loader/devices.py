@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stoker_loader import _native
+from stoker_loader.backends import Backend
 from stoker_loader.errors import DeviceUnavailableError
 from stoker_loader.images import ImageViews
 from stoker_loader.page_cache import Progress
@@ -47,11 +48,12 @@ def load(
     records: Sequence[Record],
     targets: Sequence[str | torch.device],
     progress: Progress | None,
+    backend: Backend,
 ) -> list[ImageViews]:
     """Copy all files to each of the devices. Raises DeviceUnavailableError and what `fill` does."""
     leads = lead_bytes(len(files), records)
     replicas = [allocate(files, leads, resolve(target)) for target in targets]
-    fill(native, files, leads, replicas, progress)
+    fill(native, files, leads, replicas, progress, backend=backend)
     return [ImageViews(replica.images, leads) for replica in replicas]
 
 
@@ -102,8 +104,9 @@ def fill(
     progress: Progress | None = None,
     library: str | os.PathLike[str] | None = None,
     ring: tuple[int, int] | None = None,
+    backend: Backend = "populate",
 ) -> None:
-    """Copy each file to its image in all replicas, each byte read once.
+    """Copy each file to its image in all replicas, each byte read once by the back end.
 
     `library` is the NVIDIA driver's if it is not the system's, `ring` the number of pinned slots
     and their bytes if not the core's own. When this returns or raises no copy is under way.
@@ -122,4 +125,4 @@ def fill(
         for shard, (_, size_bytes) in enumerate(files)
     ]
     ordinals = [replica.ordinal for replica in replicas]
-    _native.copy_to_devices(native, ordinals, transfers, progress, None, library, ring)
+    _native.copy_to_devices(native, ordinals, transfers, progress, None, library, ring, backend)

@@ -21,6 +21,8 @@
     │   ├── CheckpointClosedError  UnknownTensorError  UnsupportedDtypeError
     │   ├── PlanInvalidError  TensorUnplannedError  SplitMismatchError
     │   └── ModuleMismatchError
+    ├── BackendError                    a file cannot be read in the way that was asked for
+    │   └── BackendUnknownError  BackendRefusedError
     ├── FetchError                      bytes from elsewhere did not arrive
     │   ├── NoSourceError  SourceMissingError  SourceRefusedError  SourceChangedError
     │   ├── SourceFailedError  RangeRefusedError  RangeIgnoredError
@@ -56,6 +58,10 @@ from stoker_loader.adapter_errors import (
     AdapterError as AdapterError, AdapterInvalidError as AdapterInvalidError,
     AdapterMismatchError as AdapterMismatchError, AdapterNameError as AdapterNameError,
     AdapterUnsupportedError as AdapterUnsupportedError,
+)
+from stoker_loader.backend_errors import (
+    BackendError as BackendError, BackendRefusedError as BackendRefusedError,
+    BackendUnknownError as BackendUnknownError,
 )
 from stoker_loader.conversion_errors import (
     ConversionBusyError as ConversionBusyError, ConversionError as ConversionError,

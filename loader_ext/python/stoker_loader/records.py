@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from stoker_loader.backends import Backend
+
 Tier = Literal["remote", "ssd", "dram"]
 SLOWEST_FIRST: tuple[Tier, ...] = ("remote", "ssd", "dram")
 
@@ -36,7 +38,9 @@ class LoadStats:
     yet from `remote`, the rest from `ssd`; `tier` is the one that most bytes came from.
     `residency_ms` is the time that asking took. `copied_bytes` are those of tensors that could
     not be views: misaligned, or moved to another device (counted for each). Loads to CUDA devices
-    bring pages in while they copy, and count both as `copy_ms`.
+    bring pages in while they copy, and count both as `copy_ms`. `source` is the back end of the
+    last load (None before the first), `refused_sources` why better ones were not taken. Past the
+    page cache all bytes come from `ssd`; what is read into memory of its own counts as copied.
     """
 
     checkpoint_bytes: int
@@ -51,6 +55,8 @@ class LoadStats:
     copy_ms: float
     attach_ms: float
     copied_bytes: int
+    source: Backend | None
+    refused_sources: Mapping[Backend, str]
 
 
 def split_by_tier(checkpoint_bytes: int, resident_bytes: int, remote_bytes: int) -> dict[Tier, int]:

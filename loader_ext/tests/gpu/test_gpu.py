@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from time import perf_counter
+from typing import get_args
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import stoker_loader as sl
 from stoker_loader import _native, devices, errors
+from stoker_loader.backends import Backend
 
 COUNT = torch.cuda.device_count() if torch.cuda.is_available() else 0
 pytestmark = [
@@ -61,6 +63,20 @@ def test_a_load_is_the_load_to_the_cpu(mixed: tuple[Path, dict[str, torch.Tensor
     assert [name for name in tensors if not same(loaded[name], tensors[name])] == []
     assert stats.copied_bytes == sum(t.numel() * t.itemsize for t in tensors.values())
     assert stats.copy_ms > 0
+
+
+@pytest.mark.parametrize("source", get_args(Backend))
+def test_every_back_end_fills_a_device(
+    mixed: tuple[Path, dict[str, torch.Tensor]], source: Backend
+) -> None:
+    path, tensors = mixed
+    if reason := sl.backends(path).refused.get(source):
+        pytest.skip(f"refused here: {reason}")
+    sl.evict(path)
+    with sl.open(path) as checkpoint:
+        loaded = checkpoint.load("cuda:0", source=source)
+        assert checkpoint.stats.source == source
+    assert [name for name in tensors if not same(loaded[name], tensors[name])] == []
 
 
 def test_every_device_gets_the_same(mixed: tuple[Path, dict[str, torch.Tensor]]) -> None:

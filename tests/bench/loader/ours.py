@@ -36,6 +36,19 @@ def steps(
     return load
 
 
+def read_by(source: str) -> Load:
+    """`Checkpoint.load` by another way of reading than mapped pages of the page cache."""
+    import torch  # noqa: F401 - imports are not timed
+
+    import stoker_loader
+
+    def load(path: str) -> Tensors:
+        with stoker_loader.open(path) as checkpoint:
+            return checkpoint.load(source=source)  # type: ignore[arg-type]
+
+    return load
+
+
 def verified(first: bool) -> Load:
     """Verification against the digest that was made with the checkpoint: `first` reads and hashes
     chunk by chunk and then maps what is resident; else all is read before all is hashed."""
@@ -79,6 +92,18 @@ ABLATION: dict[str, tuple[str, Callable[[], Load]]] = {
     "no_folios_no_populate": (
         "huge folios and populate: a plain mapping",
         partial(steps, huge_pages=False, populate=False),
+    ),
+    "no_page_cache": (
+        "page cache: `O_DIRECT` by io_uring (where it is allowed) into memory of the process",
+        partial(read_by, "direct"),
+    ),
+    "no_page_cache_no_ring": (
+        "page cache and io_uring: `O_DIRECT` by threads of `pread` into memory of the process",
+        partial(read_by, "direct_pread"),
+    ),
+    "no_mapping": (
+        "mapping: threads of `pread` copy from the page cache into memory of the process",
+        partial(read_by, "pread"),
     ),
 }
 VERIFICATION: dict[str, Callable[[], Load]] = {

@@ -9,10 +9,10 @@ use super::driver::Driver;
 use super::library::Address;
 use super::numa::{self, Bound, Processors};
 use super::ring::{Ring, Shape};
-use super::source::Source;
 use crate::arrival::Silence;
 use crate::error::Result;
 use crate::pieces::{self, Step};
+use crate::source::Source;
 
 /// Two, so that one copy is queued behind the one that runs, and the engine never idles.
 pub const STREAMS_PER_DEVICE: usize = 2;

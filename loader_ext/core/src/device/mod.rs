@@ -12,7 +12,6 @@ mod driver;
 mod library;
 mod numa;
 mod ring;
-mod source;
 
 #[cfg(test)]
 mod stand_in;
@@ -21,4 +20,3 @@ pub use copy::{Pipeline, Transfer};
 pub use driver::Driver;
 pub use library::{Address, SONAME};
 pub use ring::{DEFAULT_SHAPE, Shape};
-pub use source::{PageCache, Source};

@@ -5,11 +5,11 @@ use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::arena::{ALIGNMENT_BYTES, Arena};
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::header::TensorRecord;
 use crate::mapping::{Mapping, PIECE_BYTES, page_bytes};
-use crate::parallel::arena::{ALIGNMENT_BYTES, Arena};
 use crate::parallel::plan::{Plan, Slice};
 use crate::pieces::{self, Step};
 

@@ -1,22 +1,12 @@
-//! Where the bytes of a slot come from.
+//! A mapped file as a source: what is resident already costs one copy, and no system call a page.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use super::Source;
 use crate::arrival::Silence;
 use crate::error::Result;
 use crate::mapping::Mapping;
-
-/// Something that answers ranged reads, from several threads at once.
-pub trait Source: Sync {
-    /// Whether a range can be read; waits a little if it is still on its way.
-    fn is_ready(&self, _offset: u64, _size_bytes: u64, _silence: &mut Silence) -> Result<bool> {
-        Ok(true)
-    }
-
-    /// Fills `into` with the bytes from `offset` on, all of them.
-    fn read(&self, offset: u64, into: &mut [u8]) -> Result<()>;
-}
 
 /// A mapped file: its pages come into the page cache on the way, so the next load finds them there.
 #[derive(Debug)]
