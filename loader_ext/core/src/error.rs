@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use crate::pin::Limit;
+
 /// What every fallible function here returns.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -140,6 +142,9 @@ kinds! {
     #[doc = "The kernel does not tell this user what is resident."]
     ResidencyHidden: "residency_hidden" => "ResidencyHiddenError",
         "the kernel tells only a file's owner, or who may write it, which of its pages are resident";
+    #[doc = "The process may not lock so much memory."]
+    PinRefused { size_bytes: u64, limit: Limit }: "pin_refused" => "PinRefusedError",
+        "its {size_bytes} bytes may not be locked in memory, the limit of this process is {limit} in all; raise RLIMIT_MEMLOCK (`ulimit -l`, LimitMEMLOCK=), or grant CAP_IPC_LOCK";
     #[doc = "A file's bytes are not those that the digest was made of."]
     ChunkMismatch { chunk: u64, expected: String, found: String }: "chunk_mismatch" => "ChunkMismatchError",
         "chunk {chunk} is corrupt: expected xxh3:{expected}, found xxh3:{found}; fetch it again";

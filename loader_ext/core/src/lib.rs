@@ -2,7 +2,7 @@
 //!
 //! [`checkpoint`] finds the files of a checkpoint and reads their headers ([`header`] is the pure
 //! parser, [`sidecar`] says the same in binary), [`mapping`] maps them and brings them into the
-//! page cache, [`residency`] and [`evict`] look at and empty that cache, [`fetch`] brings files
+//! page cache, [`residency`], [`evict`] and [`pin`] look at, empty and hold that cache, [`fetch`] brings files
 //! from elsewhere and [`arrival`] tells who waits for them, [`digest`] gives a checkpoint its
 //! identity, [`layout`] rewrites one so that fused weights are one view, [`parallel`] reads what
 //! one rank of several needs, and [`device`] copies to GPUs. Everything that takes long runs through
@@ -23,6 +23,7 @@ pub mod mapping;
 pub mod names;
 pub mod parallel;
 pub mod pieces;
+pub mod pin;
 pub mod residency;
 pub mod sidecar;
 

@@ -14,6 +14,7 @@ use crate::arrival::{Arriving, Silence};
 use crate::checkpoint::Shard;
 use crate::error::{Error, Kind, Result};
 use crate::pieces::{self, Step};
+use crate::pin::refused;
 
 /// The size of a PMD-mapped page; only an address on this boundary can map one.
 pub const HUGE_PAGE_BYTES: usize = 2 << 20;
@@ -169,6 +170,17 @@ impl Mapping {
         match status {
             0 => Ok(answers.iter().all(|answer| answer & 1 == 1)),
             _ => Err(Error::last_os(&self.path, "mincore")),
+        }
+    }
+
+    /// Marks all pages to be locked in memory as they come in, until the mapping goes.
+    /// Errors: `PinRefused`, `Io`.
+    pub(crate) fn lock(&self) -> Result<()> {
+        let start = self.address.as_ptr().cast();
+        // SAFETY: the range is exactly the mapping; locking changes no byte.
+        match unsafe { libc::mlock2(start, self.bytes, libc::MLOCK_ONFAULT) } {
+            0 => Ok(()),
+            _ => Err(refused(&self.path, self.bytes as u64, &io::Error::last_os_error())),
         }
     }
 

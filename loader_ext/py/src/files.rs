@@ -49,7 +49,8 @@ pub fn prefetch(
     })
 }
 
-fn map_all(path: &Path) -> Result<Vec<Arc<Mapping>>> {
+/// Maps every file under a path that is not empty.
+pub fn map_all(path: &Path) -> Result<Vec<Arc<Mapping>>> {
     let mut mappings = Vec::new();
     for entry in inventory(path, Links::Follow)? {
         // An empty file has nothing to map.

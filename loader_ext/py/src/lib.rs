@@ -11,6 +11,7 @@ mod files;
 mod headers;
 mod kernels;
 mod parallel;
+mod pinning;
 mod progress;
 
 use pyo3::prelude::*;
@@ -22,6 +23,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<headers::Headers>()?;
     module.add_class::<parallel::Parts>()?;
     module.add_class::<kernels::Kernels>()?;
+    module.add_class::<pinning::Pin>()?;
     module.add_function(wrap_pyfunction!(devices::copy_to_devices, module)?)?;
     module.add_function(wrap_pyfunction!(kernels::has_wide_vectors, module)?)?;
     module.add_function(wrap_pyfunction!(errors::error_table, module)?)?;

@@ -9,6 +9,7 @@ from stoker_loader.fetching import Fetched, FetchLimits, FetchStats, Source, fet
 from stoker_loader.identity import Digest, FileDigest, digest, verify
 from stoker_loader.modules import Assigned
 from stoker_loader.page_cache import Residency, evict, prefetch, residency
+from stoker_loader.pinning import Pin, pin, unpin
 from stoker_loader.plans import Plan, Split, llama_plan
 from stoker_loader.records import LoadStats, TensorInfo
 
@@ -24,6 +25,7 @@ __all__ = [
     "LayoutReport",
     "LoadStats",
     "LoaderError",
+    "Pin",
     "Plan",
     "Residency",
     "Source",
@@ -38,7 +40,9 @@ __all__ = [
     "load_file",
     "open",
     "open_arriving",
+    "pin",
     "prefetch",
     "residency",
+    "unpin",
     "verify",
 ]

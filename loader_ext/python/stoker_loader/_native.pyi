@@ -77,6 +77,13 @@ class Kernels:
         /,
     ) -> None: ...
 
+@final
+class Pin:
+    def __new__(cls, path: _Path, callback: _Progress, threads: int | None) -> Pin: ...
+    @property
+    def pinned_bytes(self) -> int: ...
+    def close(self) -> None: ...
+
 def copy_to_devices(
     checkpoint: Checkpoint,
     ordinals: list[int],

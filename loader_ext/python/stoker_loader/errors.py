@@ -17,7 +17,8 @@
     │   ├── ChunkMismatchError  LengthMismatchError  FileMissingError  FileUnexpectedError
     │   └── RootMismatchError  FileChangedError
     ├── RequestError                    what was asked for cannot be
-    │   ├── ResidencyHiddenError  DigestInvalidError  DestinationExistsError
+    │   ├── ResidencyHiddenError  PinRefusedError  DigestInvalidError
+    │   ├── DestinationExistsError
     │   ├── CheckpointClosedError  UnknownTensorError  UnsupportedDtypeError
     │   ├── PlanInvalidError  TensorUnplannedError  SplitMismatchError
     │   └── ModuleMismatchError
@@ -317,6 +318,12 @@ class ResidencyHiddenError(RequestError):
     """The kernel does not tell this user what is resident."""
 
     code = "residency_hidden"
+
+
+class PinRefusedError(RequestError):
+    """The process may not lock so much memory."""
+
+    code = "pin_refused"
 
 
 class DigestInvalidError(RequestError):
