@@ -4,7 +4,7 @@
 //! parser, [`sidecar`] says the same in binary), [`mapping`] maps them and brings them into the
 //! page cache, [`residency`], [`evict`] and [`pin`] look at, empty and hold that cache, [`fetch`] brings files
 //! from elsewhere and [`arrival`] tells who waits for them, [`digest`] gives a checkpoint its
-//! identity, [`layout`] rewrites one so that fused weights are one view, [`parallel`] reads what
+//! identity, [`verification`] compares chunks with it as they come in, [`layout`] rewrites one so that fused weights are one view, [`parallel`] reads what
 //! one rank of several needs, and [`device`] copies to GPUs. Everything that takes long runs through
 //! [`pieces`]: bounded threads, progress and cancellation on the calling thread.
 
@@ -26,6 +26,7 @@ pub mod pieces;
 pub mod pin;
 pub mod residency;
 pub mod sidecar;
+pub mod verification;
 
 #[cfg(test)]
 mod fixture;

@@ -9,7 +9,7 @@ use stoker_loader_core::digest::{self as digests, Digest, FileDigest};
 use stoker_loader_core::inventory::{Links, inventory};
 use stoker_loader_core::mapping::{self, Mapping};
 use stoker_loader_core::{
-    Error, Kind, Result, evict as evicting, layout as layouts, residency as cache,
+    Error, Kind, Result, evict as evicting, layout as layouts, residency as cache, verification,
 };
 
 use crate::errors::to_python;
@@ -97,6 +97,13 @@ pub fn verify_root(
         let total = total_bytes(&path)?;
         digests::verify_root(&path, &expected, |done| watch(done, total))
     })
+}
+
+/// The digest of the file that a sidecar stands beside.
+#[pyfunction]
+pub fn sidecar_digest(py: Python<'_>, path: PathBuf) -> PyResult<PyFile> {
+    let found = py.detach(|| verification::sidecar_digest(&path));
+    found.map(export_file).map_err(|error| to_python(&error))
 }
 
 #[pyfunction]

@@ -36,7 +36,8 @@ class LoadStats:
     yet from `remote`, the rest from `ssd`; `tier` is the one that most bytes came from.
     `residency_ms` is the time that asking took. `copied_bytes` are those of tensors that could
     not be views: misaligned, or moved to another device (counted for each). Loads to CUDA devices
-    bring pages in while they copy, and count both as `copy_ms`.
+    bring pages in while they copy, and count both as `copy_ms`. `verified_bytes` were compared
+    with digests while they came in; `verify_ms` is what hashing them took, of all threads together.
     """
 
     checkpoint_bytes: int
@@ -51,6 +52,8 @@ class LoadStats:
     copy_ms: float
     attach_ms: float
     copied_bytes: int
+    verified_bytes: int = 0
+    verify_ms: float = 0.0
 
 
 def split_by_tier(checkpoint_bytes: int, resident_bytes: int, remote_bytes: int) -> dict[Tier, int]:
