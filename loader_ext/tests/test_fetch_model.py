@@ -302,9 +302,7 @@ class Fetches(RuleBasedStateMachine):
             assert stopped
             self._count("stopped")
         except (errors.FetchError, errors.IntegrityError) as error:
-            reason = promised != begun or not passes(fault)
-            assert reason, f"{fault} is no reason for {error!r}"
-            self._count(type(error).__name__)
+            self._failed(error, promised != begun or not passes(fault))
         else:
             assert not stopped
             self.complete = self.world.versions[promised]
@@ -372,6 +370,10 @@ class Fetches(RuleBasedStateMachine):
                 last = (info.offset_bytes + info.size_bytes - 1) // CHUNK
                 if set(range(info.offset_bytes // CHUNK, last + 1)) <= there:
                     assert reader.numpy(name).tobytes() == data
+
+    def _failed(self, error: Exception, reason: bool) -> None:
+        assert reason, f"nothing was a reason for {error!r}"
+        self._count(type(error).__name__)
 
     def _count(self, outcome: str) -> None:
         self.world.outcomes[outcome] = self.world.outcomes.get(outcome, 0) + 1

@@ -24,6 +24,7 @@ class Results:
     many: dict[str, ByName] = field(default_factory=dict)
     steps: dict[str, ByName] = field(default_factory=dict)
     verification: dict[str, ByName] = field(default_factory=dict)
+    verification_warm: dict[str, ByName] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)  # contender -> why it has no figure
 
 

@@ -13,7 +13,7 @@ from tests.bench.loader.contenders import CONTENDERS
 from tests.bench.loader.contest import Contest, Tell
 from tests.bench.loader.judge import judge
 from tests.bench.loader.limit import best_ways
-from tests.bench.loader.ours import ABLATION, VERIFICATION
+from tests.bench.loader.ours import ABLATION, VERIFICATION, VERIFY_OFF, VERIFY_ON
 from tests.bench.loader.plan import Plan
 from tests.bench.loader.results import ByName, Results
 from tests.bench.loader.store import Store
@@ -22,7 +22,7 @@ from tests.bench.report import Report
 
 import stoker_loader
 
-ROWS = ("cold", "warm", "many", "steps")
+ROWS = ("cold", "warm", "many", "steps", "verify")
 
 
 def run(root: Path, store: Store, plan: Plan, rows: Iterable[str], tell: Tell) -> Report:
@@ -74,6 +74,7 @@ def gather(contest: Contest, rows: set[str]) -> Results:
         *(("warm", name, _warm(contest, results.warm, name)) for name in plan.warm_sizes),
         ("many", plan.many, _warm(contest, results.many, plan.many)),
         ("steps", plan.middle, _steps(contest, results)),
+        ("verify", plan.middle, _verified_warm(contest, results)),
     ]
     wanted = [stage for stage in stages if stage[0] in rows]
     deadline = time.monotonic() + plan.time_limit_s
@@ -130,9 +131,17 @@ def _steps(contest: Contest, results: Results) -> Stage:
         calls = contest.by_step(checkpoint, (*ABLATION, *VERIFICATION))
         found = contest.rounds("steps", checkpoint, calls, time_limit_s)
         results.steps[checkpoint] = {name: found[name] for name in ABLATION}
-        results.verification[checkpoint] = {
-            name: found[name] for name in ("all_steps", *VERIFICATION)
-        }
+        results.verification[checkpoint] = {name: found[name] for name in VERIFICATION}
+
+    return measure
+
+
+def _verified_warm(contest: Contest, results: Results) -> Stage:
+    def measure(time_limit_s: float) -> None:
+        checkpoint = contest.plan.middle
+        calls = contest.by_step(checkpoint, (VERIFY_OFF, VERIFY_ON), cold=False)
+        found = contest.rounds("verify", checkpoint, calls, time_limit_s)
+        results.verification_warm[checkpoint] = found
 
     return measure
 
