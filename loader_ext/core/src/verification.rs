@@ -12,7 +12,7 @@ use crate::checkpoint::{Checkpoint, Shard, Sidecars, sidecar_bytes};
 use crate::digest::{CHUNK_BYTES, FileDigest};
 use crate::error::{Error, Kind, Names, Result};
 use crate::header::Header;
-use crate::mapping::Mapping;
+use crate::mapping::{self, Mapping};
 use crate::pieces::{self, Step};
 use crate::sidecar;
 
@@ -152,6 +152,11 @@ fn known_chunks(shard: &Shard, files: &[FileDigest], alone: bool) -> Result<Vec<
         return Err(Error::new(&shard.path, kind));
     }
     Ok(file.chunks.clone())
+}
+
+/// Readers in flight where chunks are compared: while some hash, as many as ever must be reading.
+pub fn populate_threads() -> usize {
+    mapping::populate_threads() + pieces::processor_threads()
 }
 
 /// Brings in and compares the chunks that a range touches; nothing where no digests are known.

@@ -121,7 +121,7 @@ impl NativeCheckpoint {
         if let Some(verification) = verification {
             let mut chunks = verification.chunks_of(offset, size_bytes);
             if !chunks.all(|chunk| verification.is_verified(chunk)) {
-                let threads = mapping::populate_threads();
+                let threads = self.populate_threads();
                 progress::run(py, &callback, |watch| {
                     let watch = |done| watch(done, size_bytes);
                     verification::verify_range(mapping, offset, size_bytes, threads, watch)
@@ -159,7 +159,7 @@ impl NativeCheckpoint {
     ) -> PyResult<u64> {
         let mappings = self.mappings(py)?;
         let total = self.checkpoint.checkpoint_bytes();
-        let threads = threads.unwrap_or_else(mapping::populate_threads);
+        let threads = threads.unwrap_or_else(|| self.populate_threads());
         progress::run(py, &callback, |watch| {
             mapping::populate_in_pieces(mappings, threads, piece_bytes, |done| watch(done, total))
         })
@@ -217,7 +217,7 @@ impl NativeCheckpoint {
         threads: Option<usize>,
     ) -> PyResult<Parts> {
         let plan = import_plan(rules);
-        let threads = threads.unwrap_or_else(mapping::populate_threads);
+        let threads = threads.unwrap_or_else(|| self.populate_threads());
         let share = (rank, world_size);
         let loaded = progress::run(py, &callback, |watch| {
             parallel::read(&self.checkpoint, &plan, share, threads, watch)
@@ -233,6 +233,13 @@ impl NativeCheckpoint {
 }
 
 impl NativeCheckpoint {
+    fn populate_threads(&self) -> usize {
+        match self.checkpoint.shards.iter().any(|shard| shard.verification.is_some()) {
+            true => verification::populate_threads(),
+            false => mapping::populate_threads(),
+        }
+    }
+
     pub(crate) fn mappings(&self, py: Python<'_>) -> PyResult<&Vec<Arc<Mapping>>> {
         if let Some(mappings) = self.mappings.get() {
             return Ok(mappings);
