@@ -35,6 +35,7 @@ impl NativeCheckpoint {
     /// With `patience`, files may be on their way, and headers are waited for. With `verify` each
     /// chunk is compared when it comes in: with `known` digests, else with those of sidecars.
     #[new]
+    #[pyo3(signature = (path, patience, verify=false, known=None, callback=None))]
     fn new(
         py: Python<'_>,
         path: PathBuf,
@@ -100,6 +101,7 @@ impl NativeCheckpoint {
     }
 
     /// Waits until a range of a shard has arrived and, where digests are known, was compared.
+    #[pyo3(signature = (shard, offset, size_bytes, callback=None))]
     fn wait(
         &self,
         py: Python<'_>,
