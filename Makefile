@@ -1,7 +1,7 @@
 # Each target is one line of what the README says; every one does its own set-up.
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: demo up test check check-gpu lint types imports native unit-test models bench bench-quick \
+.PHONY: demo up test check check-gpu check-wheel lint types imports native unit-test models bench bench-quick \
 	bench-loader bench-loader-quick clean help
 
 PYTHON ?= python3
@@ -39,6 +39,13 @@ check: lint types imports native  ## linters and types only
 check-gpu: .venv/ready  ## what only a GPU can show; without one it says so and passes
 	cd loader_ext && cargo test --quiet -p stoker-loader-core device
 	$(BIN)/python -m pytest -q -m gpu loader_ext/tests/gpu
+
+check-wheel: .venv/ready  ## the loader's wheel, installed with numpy alone, without torch
+	rm -rf build/wheel && mkdir -p build/wheel/data
+	cd loader_ext && ../$(BIN)/maturin build --release --quiet --interpreter ../$(BIN)/python --out ../build/wheel
+	$(PYTHON) -m venv --without-pip build/wheel/venv
+	$(BIN)/uv pip install --quiet --python build/wheel/venv/bin/python --constraint constraints.txt numpy build/wheel/*.whl
+	build/wheel/venv/bin/python -I loader_ext/tests/without_torch.py build/wheel/data
 
 lint: .venv/ready
 	$(BIN)/ruff format --quiet --check .

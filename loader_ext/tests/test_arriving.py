@@ -20,6 +20,7 @@ import stoker_loader as sl
 from fake_cuda import StandIn, build
 from stoker_loader import _native, errors
 from stoker_loader.backends import SourceName
+from stoker_loader.plans import columns, rows
 from support.object_store import ObjectStore, Stalls, served
 
 CHUNK = 8 << 20
@@ -168,6 +169,51 @@ def test_a_folder_of_shards_arrives(disk: Path, begin: Begin) -> None:
             first.go_on()
             assert np.array_equal(checkpoint.numpy("a"), TENSORS["t0"])
         first.result.result(30)
+
+
+def test_a_rank_waits_for_its_rows_alone(
+    store: ObjectStore, target: Path, threads: ThreadPoolExecutor, begin: Begin
+) -> None:
+    """The last chunk never comes, and holds rows of the other ranks alone."""
+    plan = sl.Plan((("t3", rows()), ("*", None)))
+    fetching = begin(store, target, 4)  # header, t0 to t2 and almost all of t3 are there
+    with sl.open_arriving(target) as checkpoint:
+        part = threads.submit(checkpoint.load_shard, plan, 0, 2).result(30)
+        assert np.array_equal(part["t0"].numpy(), TENSORS["t0"])
+        assert np.array_equal(part["t3"].numpy(), TENSORS["t3"][: CHUNK // 2])
+        other = threads.submit(checkpoint.load_shard, plan, 1, 2)
+        assert not other.done()
+        fetching.go_on()
+        assert np.array_equal(other.result(30)["t3"].numpy(), TENSORS["t3"][CHUNK // 2 :])
+    fetching.result.result(30)
+
+
+def test_packed_columns_wait_for_their_chunks(
+    disk: Path, threads: ThreadPoolExecutor, begin: Begin
+) -> None:
+    matrix = np.arange(6 * CHUNK // 4, dtype=np.int32).reshape(64, -1)  # 64 rows, 6 chunks
+    body = save({"m": matrix})
+    with served(ObjectStore(body)) as store:
+        fetching = begin(store, disk / "m.safetensors", 5)
+        with sl.open_arriving(disk / "m.safetensors") as checkpoint:
+            plan = sl.Plan((("m", columns()),))
+            waiting = threads.submit(checkpoint.load_shard, plan, 1, 2)
+            assert not waiting.done()
+            fetching.go_on()
+            half = matrix.shape[1] // 2
+            assert np.array_equal(waiting.result(30)["m"].numpy(), matrix[:, half:])
+        fetching.result.result(30)
+
+
+def test_a_rank_that_waits_is_told_when_the_fetch_ends(
+    store: ObjectStore, target: Path, threads: ThreadPoolExecutor, begin: Begin
+) -> None:
+    fetching = begin(store, target, 2)
+    with sl.open_arriving(target) as checkpoint:
+        wait = threads.submit(checkpoint.load_shard, sl.Plan((("*", rows()),)), 0, 2)
+        fetching.end()
+        with pytest.raises(errors.FetchAbandonedError):
+            wait.result(30)
 
 
 # --- nobody is left hanging ---------------------------------------------------------------------

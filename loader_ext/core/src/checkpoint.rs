@@ -13,7 +13,8 @@ use serde::Deserialize;
 use crate::arrival::{Arrival, Arriving, MAP_SUFFIX};
 use crate::error::{Error, Kind, Result};
 use crate::header::{self, Header};
-use crate::sidecar;
+use crate::sidecar::{self, Sidecar};
+use crate::verification::Verification;
 
 /// The file of an unsharded checkpoint.
 pub const SINGLE_FILE: &str = "model.safetensors";
@@ -39,6 +40,10 @@ pub struct Shard {
     pub header: Arc<Header>,
     /// Says which of its bytes are there, if it was still on its way when it was opened.
     pub arriving: Option<Arriving>,
+    /// What its sidecar says of its chunks, until `verification` has it.
+    pub(crate) sidecar_chunks: Option<Vec<u128>>,
+    /// Compares its chunks as they come in, if that was asked for.
+    pub verification: Option<Arc<Verification>>,
 }
 
 /// How to wait for files that are still on their way.
@@ -151,16 +156,17 @@ impl Shard {
             Sidecars::Believe => read_sidecar(path, &bytes, file_bytes)?,
             Sidecars::Ignore => None,
         };
-        let header = match sidecar {
-            Some(header) => header,
-            None => header::parse(path, &bytes, file_bytes)?,
+        let (header, sidecar_chunks) = match sidecar {
+            Some(sidecar) => (sidecar.header, Some(sidecar.chunks)),
+            None => (header::parse(path, &bytes, file_bytes)?, None),
         };
         let arriving = waiter.zip(arrival).map(|(waiter, arrival)| Arriving {
             arrival: Arc::new(arrival),
             patience: waiter.patience,
         });
         let (path, file, header) = (path.to_path_buf(), Arc::new(file), Arc::new(header));
-        Ok(Self { name, path, file, file_bytes, header, arriving })
+        let verification = None;
+        Ok(Self { name, path, file, file_bytes, header, arriving, sidecar_chunks, verification })
     }
 
     /// Fails with `FileChanged` if the file's length is no longer the one that was checked.
@@ -227,22 +233,29 @@ pub fn sidecar_path(path: &Path) -> Option<PathBuf> {
     named.then(|| path.with_extension(sidecar::EXTENSION))
 }
 
-/// The header by its sidecar, or `None` without one that is bound to these bytes.
-fn read_sidecar(path: &Path, text: &[u8], file_bytes: u64) -> Result<Option<Header>> {
+/// What the sidecar says, or `None` without one that is bound to these bytes.
+fn read_sidecar(path: &Path, text: &[u8], file_bytes: u64) -> Result<Option<Sidecar>> {
     let Some(path) = sidecar_path(path) else { return Ok(None) };
-    let found = match fs::metadata(&path) {
+    match sidecar_bytes(&path)? {
+        Some(bytes) => sidecar::parse(&path, &bytes, text, file_bytes),
+        None => Ok(None),
+    }
+}
+
+/// The bytes of a sidecar, if there is one.
+pub(crate) fn sidecar_bytes(path: &Path) -> Result<Option<Vec<u8>>> {
+    let found = match fs::metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        found => found.map_err(|error| Error::io(&path, "stat", &error))?,
+        found => found.map_err(|error| Error::io(path, "stat", &error))?,
     };
     if !found.is_file() {
-        return Err(Error::new(&path, Kind::SymlinkRefused));
+        return Err(Error::new(path, Kind::SymlinkRefused));
     }
     if found.len() > sidecar::LIMIT_BYTES {
         let reason = format!("{} bytes are more than {}", found.len(), sidecar::LIMIT_BYTES);
-        return Err(Error::new(&path, Kind::SidecarInvalid { reason }));
+        return Err(Error::new(path, Kind::SidecarInvalid { reason }));
     }
-    let bytes = fs::read(&path).map_err(|error| Error::io(&path, "read", &error))?;
-    Ok(sidecar::parse(&path, &bytes, text, file_bytes)?.map(|sidecar| sidecar.header))
+    fs::read(path).map(Some).map_err(|error| Error::io(path, "read", &error))
 }
 
 /// Whether a file's name is one that pickled weights go by.

@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Names, Result};
 use crate::inventory::{Entry, Links, inventory};
 use crate::pieces::{self, Step};
 
@@ -87,10 +87,11 @@ pub fn verify(path: &Path, expected: &Digest, watch: impl FnMut(u64) -> Result<(
     for ((file, found), entry) in expected.files.iter().zip(&files).zip(&entries) {
         let mut pairs = file.chunks.iter().zip(&found.chunks).enumerate();
         if let Some((chunk, (expected, found))) = pairs.find(|(_, (a, b))| a != b) {
-            let (expected, found) = (format!("{expected:032x}"), format!("{found:032x}"));
-            let chunk = chunk as u64;
-            let kind = Kind::ChunkMismatch { chunk, expected, found };
-            return Err(Error::new(&entry.path, kind).at(chunk * CHUNK_BYTES));
+            let (expected, found) =
+                (format!("{expected:032x}").into(), format!("{found:032x}").into());
+            let tensors = Names::default();
+            let kind = Kind::ChunkMismatch { chunk: chunk as u32, tensors, expected, found };
+            return Err(Error::new(&entry.path, kind).at(chunk as u64 * CHUNK_BYTES));
         }
     }
     check_root(path, &expected.root, &assemble(path, files).root)

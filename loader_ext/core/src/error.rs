@@ -3,6 +3,11 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use crate::pin::Limit;
+
+/// Names in one message.
+const MAX_NAMES_SHOWN: usize = 8;
+
 /// What every fallible function here returns.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -140,9 +145,12 @@ kinds! {
     #[doc = "The kernel does not tell this user what is resident."]
     ResidencyHidden: "residency_hidden" => "ResidencyHiddenError",
         "the kernel tells only a file's owner, or who may write it, which of its pages are resident";
+    #[doc = "The process may not lock so much memory."]
+    PinRefused { size_bytes: u64, limit: Limit }: "pin_refused" => "PinRefusedError",
+        "its {size_bytes} bytes may not be locked in memory, the limit of this process is {limit} in all; raise RLIMIT_MEMLOCK (`ulimit -l`, LimitMEMLOCK=), or grant CAP_IPC_LOCK";
     #[doc = "A file's bytes are not those that the digest was made of."]
-    ChunkMismatch { chunk: u64, expected: String, found: String }: "chunk_mismatch" => "ChunkMismatchError",
-        "chunk {chunk} is corrupt: expected xxh3:{expected}, found xxh3:{found}; fetch it again";
+    ChunkMismatch { chunk: u32, tensors: Names, expected: Box<str>, found: Box<str> }: "chunk_mismatch" => "ChunkMismatchError",
+        "chunk {chunk}{tensors} is corrupt: expected xxh3:{expected}, found xxh3:{found}; fetch it again";
     #[doc = "A file's length is not the one in the digest."]
     LengthMismatch { expected_bytes: u64, found_bytes: u64 }: "length_mismatch" => "LengthMismatchError",
         "should have {expected_bytes} bytes and has {found_bytes}; fetch it again";
@@ -158,6 +166,9 @@ kinds! {
     #[doc = "What should be a digest is none."]
     DigestInvalid { reason: String }: "digest_invalid" => "DigestInvalidError",
         "the digest to compare with is not valid: {reason}";
+    #[doc = "There are no digests to verify a file by."]
+    DigestsMissing: "digests_missing" => "DigestsMissingError",
+        "has no sidecar with digests to verify it by; give its digest, or lay it out (stoker_loader.layout)";
     #[doc = "The destination of a layout exists already."]
     DestinationExists: "destination_exists" => "DestinationExistsError",
         "exists already; a layout is only ever written to a new directory";
@@ -230,6 +241,28 @@ kinds! {
     #[doc = "The progress callback raised, or a signal arrived."]
     Cancelled: "cancelled" => "LoadCancelledError",
         "cancelled";
+}
+
+/// Tensors that are to blame, shown without the first: that one is in front of the message.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Names(pub Box<[String]>);
+
+impl fmt::Display for Names {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some((_, others)) = self.0.split_first() else { return Ok(()) };
+        let (shown, more) = others.split_at(others.len().min(MAX_NAMES_SHOWN));
+        if !shown.is_empty() {
+            write!(
+                out,
+                ", with {}",
+                shown.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ")
+            )?;
+        }
+        match more.len() {
+            0 => Ok(()),
+            count => write!(out, " and {count} more"),
+        }
+    }
 }
 
 /// An error with its place: the file, and where they are known the tensor and the byte offset

@@ -2,10 +2,12 @@
 //!
 //! [`checkpoint`] finds the files of a checkpoint and reads their headers ([`header`] is the pure
 //! parser, [`sidecar`] says the same in binary), [`mapping`] maps them and brings them into the
-//! page cache, [`source`] reads them in other ways and says which one a load takes, [`residency`] and [`evict`] look at and empty that cache, [`fetch`] brings files
+//! page cache, [`source`] reads them in other ways and says which one a load takes, [`residency`],
+//! [`evict`] and [`pin`] look at, empty and hold that cache, [`fetch`] brings files
 //! from elsewhere and [`arrival`] tells who waits for them, [`digest`] gives a checkpoint its
-//! identity, [`layout`] rewrites one so that fused weights are one view, [`parallel`] reads what
-//! one rank of several needs, and [`device`] copies to GPUs. Everything that takes long runs through
+//! identity, [`verification`] compares chunks with it as they come in, [`layout`] rewrites one so
+//! that fused weights are one view, [`parallel`] reads what one rank of several needs, and
+//! [`device`] copies to GPUs. Everything that takes long runs through
 //! [`pieces`]: bounded threads, progress and cancellation on the calling thread.
 
 pub mod arena;
@@ -24,9 +26,11 @@ pub mod mapping;
 pub mod names;
 pub mod parallel;
 pub mod pieces;
+pub mod pin;
 pub mod residency;
 pub mod sidecar;
 pub mod source;
+pub mod verification;
 
 #[cfg(test)]
 mod fixture;

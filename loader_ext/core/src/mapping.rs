@@ -14,6 +14,8 @@ use crate::arrival::{Arriving, Silence};
 use crate::checkpoint::Shard;
 use crate::error::{Error, Kind, Result};
 use crate::pieces::{self, Step};
+use crate::pin::refused;
+use crate::verification::Verification;
 
 /// The size of a PMD-mapped page; only an address on this boundary can map one.
 pub const HUGE_PAGE_BYTES: usize = 2 << 20;
@@ -36,6 +38,8 @@ pub struct Mapping {
     path: PathBuf,
     /// Says which bytes are there, of a file that is still on its way.
     arriving: Option<Arriving>,
+    /// Compares what comes in with what is known of it.
+    verification: Option<Arc<Verification>>,
 }
 
 // SAFETY: the mapping is plain memory that this value owns; it has no thread affinity.
@@ -49,6 +53,7 @@ impl Mapping {
         shard.check_length()?;
         let mut mapping = Self::new(Arc::clone(&shard.file), &shard.path, shard.file_bytes)?;
         mapping.arriving = shard.arriving.clone();
+        mapping.verification = shard.verification.clone();
         Ok(mapping)
     }
 
@@ -107,7 +112,14 @@ impl Mapping {
         // and maps small ones, which is slower and just as right.
         unsafe { libc::madvise(mapped, bytes, libc::MADV_HUGEPAGE) };
         let address = NonNull::new(mapped.cast::<u8>()).expect("mmap never succeeds at null");
-        Ok(Self { address, bytes, file, path: path.to_path_buf(), arriving: None })
+        Ok(Self {
+            address,
+            bytes,
+            file,
+            path: path.to_path_buf(),
+            arriving: None,
+            verification: None,
+        })
     }
 
     /// The address of the file's first byte, on a 2 MiB boundary.
@@ -137,11 +149,11 @@ impl Mapping {
     ///
     /// Unlike the mapping itself this is safe where the file became shorter. `advise` is cleared
     /// where the kernel does not know how to populate. The range must lie in the file, and of a
-    /// file that is on its way it must have arrived. Errors: `FileChanged`, `Io`.
+    /// file that is on its way it must have arrived. Errors: `FileChanged`, `ChunkMismatch`, `Io`.
     pub fn read(&self, offset: u64, into: &mut [u8], advise: &AtomicBool) -> Result<()> {
         assert!(offset + into.len() as u64 <= self.bytes as u64, "the range lies in the file");
         let lead = offset % page_bytes() as u64;
-        self.populate_range(offset - lead, lead + into.len() as u64, advise)?;
+        self.bring_in(offset - lead, lead + into.len() as u64, advise)?;
         self.file.read_exact_at(into, offset).or_else(|error| {
             self.check_length()?;
             Err(Error::io(&self.path, "read", &error).at(offset))
@@ -172,11 +184,51 @@ impl Mapping {
         }
     }
 
+    /// Marks all pages to be locked in memory as they come in, until the mapping goes.
+    /// Errors: `PinRefused`, `Io`.
+    pub(crate) fn lock(&self) -> Result<()> {
+        let start = self.address.as_ptr().cast();
+        // SAFETY: the range is exactly the mapping; locking changes no byte.
+        match unsafe { libc::mlock2(start, self.bytes, libc::MLOCK_ONFAULT) } {
+            0 => Ok(()),
+            _ => Err(refused(&self.path, self.bytes as u64, &io::Error::last_os_error())),
+        }
+    }
+
     /// Takes back the advice to use huge pages, so that what it is worth can be measured.
     pub fn advise_small_pages(&self) {
         // SAFETY: the range is exactly the mapping. A kernel without huge pages answers EINVAL
         // and has small ones anyway.
         unsafe { libc::madvise(self.address.as_ptr().cast(), self.bytes, libc::MADV_NOHUGEPAGE) };
+    }
+
+    /// What compares its chunks, if anything does.
+    pub(crate) fn verification(&self) -> Option<&Verification> {
+        self.verification.as_deref()
+    }
+
+    /// Brings a range that begins on a page in, and where digests are known compares all of each
+    /// chunk that it touches. Errors: as for loading, and `ChunkMismatch`.
+    pub(crate) fn bring_in(&self, offset: u64, size_bytes: u64, advise: &AtomicBool) -> Result<()> {
+        self.populate_range(offset, size_bytes, advise)?;
+        let Some(verification) = &self.verification else { return Ok(()) };
+        verification.chunks_of(offset, size_bytes).try_for_each(|chunk| {
+            verification.check(chunk, |begin, length| {
+                if (begin, length) != (offset, size_bytes) {
+                    self.populate_range(begin, length, advise)?;
+                }
+                // SAFETY: chunks lie within the file's checked length, which is the mapping's, and
+                // were just populated. Nobody of this process writes to them: tensors of a chunk
+                // are given out only after it was found right, and then it is never read here
+                // again. Files must not be written while they are open, as for every reader.
+                Ok(unsafe {
+                    std::slice::from_raw_parts(
+                        self.address.as_ptr().add(begin as usize),
+                        length as usize,
+                    )
+                })
+            })
+        })
     }
 
     /// Brings a range that begins on a page into the page cache and maps it.
@@ -307,7 +359,7 @@ fn populate_with(
             if !mapping.has_arrived(begin, size_bytes, silence)? {
                 return Ok(Step::Again);
             }
-            mapping.populate_range(begin, size_bytes, advise).map(|()| Step::Done(size_bytes))
+            mapping.bring_in(begin, size_bytes, advise).map(|()| Step::Done(size_bytes))
         },
         watch,
     )

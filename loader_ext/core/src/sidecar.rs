@@ -9,7 +9,7 @@ use std::path::Path;
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
-use crate::digest::CHUNK_BYTES;
+use crate::digest::{CHUNK_BYTES, FileDigest};
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result};
 use crate::header::{self, Header, LENGTH_BYTES, TensorRecord};
@@ -134,16 +134,7 @@ pub fn encode(header: &Header, text: &[u8], file_bytes: u64, chunks: &[u128]) ->
 /// names the sidecar in it.
 pub fn parse(file: &Path, bytes: &[u8], text: &[u8], file_bytes: u64) -> Result<Option<Sidecar>> {
     let invalid = |reason: &str| Error::new(file, Kind::SidecarInvalid { reason: reason.into() });
-    if bytes.len() < HEAD_BYTES + DIGEST_BYTES || !bytes.starts_with(MAGIC) {
-        return Err(invalid("it does not begin as a sidecar does").at(0));
-    }
-    if u32_at(bytes, 8) != VERSION {
-        return Ok(None);
-    }
-    let (body, checksum) = bytes.split_at(bytes.len() - DIGEST_BYTES);
-    if xxh3_128(body).to_le_bytes() != *checksum {
-        return Err(invalid("its checksum is not that of its bytes").at(body.len() as u64));
-    }
+    let Some(body) = checked_body(file, bytes)? else { return Ok(None) };
     let bound = u64_at(body, 16) == file_bytes
         && u64_at(body, 24) == text.len() as u64
         && body[32..48] == xxh3_128(text).to_le_bytes();
@@ -198,11 +189,50 @@ pub fn parse(file: &Path, bytes: &[u8], text: &[u8], file_bytes: u64) -> Result<
         let place = Error::new(file, Kind::SidecarInvalid { reason: error.kind.to_string() });
         Error { tensor: error.tensor, ..place }
     })?;
-    let chunks = chunks
-        .chunks_exact(DIGEST_BYTES)
-        .map(|digest| u128::from_le_bytes(digest.try_into().expect("it has 16 bytes")))
-        .collect();
-    Ok(Some(Sidecar { header: Header { tensors, metadata }, chunks }))
+    Ok(Some(Sidecar { header: Header { tensors, metadata }, chunks: digests(chunks) }))
+}
+
+/// The digest of the file that a sidecar stands beside, by the sidecar alone.
+///
+/// That the digests are those of a file with this header only [`parse`] can tell. Errors:
+/// `SidecarInvalid`, also for a later version.
+pub fn file_digest(file: &Path, bytes: &[u8]) -> Result<FileDigest> {
+    let invalid = |reason: &str| Error::new(file, Kind::SidecarInvalid { reason: reason.into() });
+    let Some(body) = checked_body(file, bytes)? else {
+        return Err(invalid("it is of a later version").at(8));
+    };
+    let [tensors, dimensions, chunks] = [12, 48, 52].map(|at| u32_at(body, at) as usize);
+    let size_bytes = u64_at(body, 16);
+    let begin = HEAD_BYTES + tensors * RECORD_BYTES + dimensions * DIMENSION_BYTES;
+    let section = body.get(begin..begin + chunks * DIGEST_BYTES);
+    let section = section.ok_or_else(|| invalid("its counts do not give its length"))?;
+    if chunks as u64 != size_bytes.div_ceil(CHUNK_BYTES) {
+        return Err(invalid("its digests do not cover the file"));
+    }
+    let name = file.with_extension("safetensors");
+    let name = name.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    Ok(FileDigest { name, size_bytes, chunks: digests(section) })
+}
+
+/// What a sidecar's checksum is over; `None` for a later version. Errors: `SidecarInvalid`.
+fn checked_body<'a>(file: &Path, bytes: &'a [u8]) -> Result<Option<&'a [u8]>> {
+    let invalid = |reason: &str| Error::new(file, Kind::SidecarInvalid { reason: reason.into() });
+    if bytes.len() < HEAD_BYTES + DIGEST_BYTES || !bytes.starts_with(MAGIC) {
+        return Err(invalid("it does not begin as a sidecar does").at(0));
+    }
+    if u32_at(bytes, 8) != VERSION {
+        return Ok(None);
+    }
+    let (body, checksum) = bytes.split_at(bytes.len() - DIGEST_BYTES);
+    if xxh3_128(body).to_le_bytes() != *checksum {
+        return Err(invalid("its checksum is not that of its bytes").at(body.len() as u64));
+    }
+    Ok(Some(body))
+}
+
+fn digests(section: &[u8]) -> Vec<u128> {
+    let digests = section.chunks_exact(DIGEST_BYTES);
+    digests.map(|it| u128::from_le_bytes(it.try_into().expect("it has 16 bytes"))).collect()
 }
 
 /// Walks the tables; they are used up in the order of the records, so there is one encoding.

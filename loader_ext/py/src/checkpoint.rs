@@ -14,11 +14,12 @@ use stoker_loader_core::checkpoint::{Checkpoint, Shard, Waiter};
 use stoker_loader_core::dtype::Dtype;
 use stoker_loader_core::mapping::{self, Mapping};
 use stoker_loader_core::source::{self, Backend, Sink, Wanted, image, probe};
-use stoker_loader_core::{Kind, Result, parallel, residency};
+use stoker_loader_core::{Kind, Result, parallel, residency, verification};
 
 use crate::attach::{Placed, attach};
 use crate::dlpack;
 use crate::errors::to_python;
+use crate::files::{PyFile, import_file};
 use crate::headers::Headers;
 use crate::parallel::{Parts, PyRule, import_plan};
 use crate::progress::{self, Callback};
@@ -40,15 +41,30 @@ pub struct NativeCheckpoint {
 
 #[pymethods]
 impl NativeCheckpoint {
-    /// With `patience`, files may be on their way, and headers are waited for.
+    /// With `patience`, files may be on their way, and headers are waited for. With `verify` each
+    /// chunk is compared when it comes in: with `known` digests, else with those of sidecars.
     #[new]
-    fn new(py: Python<'_>, path: PathBuf, patience: Option<Duration>) -> PyResult<Self> {
-        let checkpoint = progress::run(py, &None, |watch| match patience {
-            None => Checkpoint::open(&path),
-            Some(patience) => {
+    #[pyo3(signature = (path, patience, verify=false, known=None, callback=None))]
+    fn new(
+        py: Python<'_>,
+        path: PathBuf,
+        patience: Option<Duration>,
+        verify: bool,
+        known: Option<Vec<PyFile>>,
+        callback: Callback,
+    ) -> PyResult<Self> {
+        let checkpoint = progress::run(py, &callback, |watch| {
+            if let Some(patience) = patience {
                 let watch = &mut || watch(0, 0);
-                Checkpoint::open_arriving(&path, Waiter { patience, watch })
+                return Checkpoint::open_arriving(&path, Waiter { patience, watch });
             }
+            if !verify {
+                return Checkpoint::open(&path);
+            }
+            let import = |files: Vec<PyFile>| -> Result<Vec<_>> {
+                files.into_iter().map(|file| import_file(&path, file)).collect()
+            };
+            Checkpoint::open_verified(&path, known.map(import).transpose()?.as_deref())
         })?;
         Ok(Self { checkpoint, mappings: OnceLock::new() })
     }
@@ -94,16 +110,44 @@ impl NativeCheckpoint {
         arriving.map(|arriving| arriving.arrival.missing_bytes()).sum()
     }
 
-    /// Waits until a range of a shard has arrived.
-    fn wait(&self, py: Python<'_>, shard: usize, offset: u64, size_bytes: u64) -> PyResult<()> {
-        let shards = &self.checkpoint.shards;
-        let shard = shards.get(shard).ok_or_else(|| PyIndexError::new_err(shard))?;
-        let Some(Arriving { arrival, patience }) = &shard.arriving else { return Ok(()) };
-        let chunks = arrival.subject().chunks_of(offset, size_bytes);
-        if chunks.clone().all(|chunk| arrival.has(chunk)) {
-            return Ok(());
+    /// Waits until a range of a shard has arrived and, where digests are known, was compared.
+    #[pyo3(signature = (shard, offset, size_bytes, callback=None))]
+    fn wait(
+        &self,
+        py: Python<'_>,
+        shard: usize,
+        offset: u64,
+        size_bytes: u64,
+        callback: Callback,
+    ) -> PyResult<()> {
+        let mapping = self.mappings(py)?.get(shard).ok_or_else(|| PyIndexError::new_err(shard))?;
+        let Shard { arriving, verification, .. } = &self.checkpoint.shards[shard];
+        if let Some(Arriving { arrival, patience }) = arriving {
+            let chunks = arrival.subject().chunks_of(offset, size_bytes);
+            if !chunks.clone().all(|chunk| arrival.has(chunk)) {
+                progress::run(py, &callback, |watch| {
+                    arrival.wait(chunks, *patience, &mut || watch(0, size_bytes))
+                })?;
+            }
         }
-        progress::run(py, &None, |watch| arrival.wait(chunks, *patience, &mut || watch(0, 0)))
+        if let Some(verification) = verification {
+            let mut chunks = verification.chunks_of(offset, size_bytes);
+            if !chunks.all(|chunk| verification.is_verified(chunk)) {
+                let threads = self.populate_threads();
+                progress::run(py, &callback, |watch| {
+                    let watch = |done| watch(done, size_bytes);
+                    verification::verify_range(mapping, offset, size_bytes, threads, watch)
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// `(bytes, seconds)` of what was compared with digests so far.
+    fn verified(&self) -> (u64, f64) {
+        let verifications = self.checkpoint.shards.iter().filter_map(|s| s.verification.as_ref());
+        let spent = verifications.map(|verification| verification.spent());
+        spent.fold((0, 0.0), |(bytes, seconds), (more, longer)| (bytes + more, seconds + longer))
     }
 
     /// Maps all files (once); no page is read.
@@ -127,7 +171,7 @@ impl NativeCheckpoint {
     ) -> PyResult<u64> {
         let mappings = self.mappings(py)?;
         let total = self.checkpoint.checkpoint_bytes();
-        let threads = threads.unwrap_or_else(mapping::populate_threads);
+        let threads = threads.unwrap_or_else(|| self.populate_threads());
         progress::run(py, &callback, |watch| {
             mapping::populate_in_pieces(mappings, threads, piece_bytes, |done| watch(done, total))
         })
@@ -223,7 +267,7 @@ impl NativeCheckpoint {
         threads: Option<usize>,
     ) -> PyResult<Parts> {
         let plan = import_plan(rules);
-        let threads = threads.unwrap_or_else(mapping::populate_threads);
+        let threads = threads.unwrap_or_else(|| self.populate_threads());
         let share = (rank, world_size);
         let loaded = progress::run(py, &callback, |watch| {
             parallel::read(&self.checkpoint, &plan, share, threads, watch)
@@ -244,7 +288,14 @@ impl NativeCheckpoint {
         &self.checkpoint.shards
     }
 
-    fn mappings(&self, py: Python<'_>) -> PyResult<&Vec<Arc<Mapping>>> {
+    fn populate_threads(&self) -> usize {
+        match self.checkpoint.shards.iter().any(|shard| shard.verification.is_some()) {
+            true => verification::populate_threads(),
+            false => mapping::populate_threads(),
+        }
+    }
+
+    pub(crate) fn mappings(&self, py: Python<'_>) -> PyResult<&Vec<Arc<Mapping>>> {
         if let Some(mappings) = self.mappings.get() {
             return Ok(mappings);
         }

@@ -1,7 +1,7 @@
 //! Core errors as the exceptions of `stoker_loader.errors`.
 
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyTuple};
 use stoker_loader_core::{Error, Kind};
 
 /// The exception for a core error: its class is looked up by the name that the error carries.
@@ -20,6 +20,9 @@ fn instantiate<'py>(py: Python<'py>, error: &Error) -> PyResult<Bound<'py, PyAny
     facts.set_item("offset", error.offset)?;
     match &error.kind {
         Kind::Io { errno, .. } => facts.set_item("errno", errno)?,
+        Kind::ChunkMismatch { tensors, .. } => {
+            facts.set_item("tensors", PyTuple::new(py, &tensors.0)?)?;
+        }
         Kind::DriverCall { call, status, .. } => {
             facts.set_item("call", call)?;
             facts.set_item("status", status)?;

@@ -9,7 +9,7 @@ use stoker_loader_core::digest::{self as digests, Digest, FileDigest};
 use stoker_loader_core::inventory::{Links, inventory};
 use stoker_loader_core::mapping::{self, Mapping};
 use stoker_loader_core::{
-    Error, Kind, Result, evict as evicting, layout as layouts, residency as cache,
+    Error, Kind, Result, evict as evicting, layout as layouts, residency as cache, verification,
 };
 
 use crate::errors::to_python;
@@ -49,7 +49,8 @@ pub fn prefetch(
     })
 }
 
-fn map_all(path: &Path) -> Result<Vec<Arc<Mapping>>> {
+/// Maps every file under a path that is not empty.
+pub fn map_all(path: &Path) -> Result<Vec<Arc<Mapping>>> {
     let mut mappings = Vec::new();
     for entry in inventory(path, Links::Follow)? {
         // An empty file has nothing to map.
@@ -96,6 +97,13 @@ pub fn verify_root(
         let total = total_bytes(&path)?;
         digests::verify_root(&path, &expected, |done| watch(done, total))
     })
+}
+
+/// The digest of the file that a sidecar stands beside.
+#[pyfunction]
+pub fn sidecar_digest(py: Python<'_>, path: PathBuf) -> PyResult<PyFile> {
+    let found = py.detach(|| verification::sidecar_digest(&path));
+    found.map(export_file).map_err(|error| to_python(&error))
 }
 
 #[pyfunction]

@@ -11,6 +11,7 @@ mod files;
 mod headers;
 mod kernels;
 mod parallel;
+mod pinning;
 mod progress;
 
 use pyo3::prelude::*;
@@ -22,6 +23,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<headers::Headers>()?;
     module.add_class::<parallel::Parts>()?;
     module.add_class::<kernels::Kernels>()?;
+    module.add_class::<pinning::Pin>()?;
     module.add_function(wrap_pyfunction!(devices::copy_to_devices, module)?)?;
     module.add_function(wrap_pyfunction!(kernels::has_wide_vectors, module)?)?;
     module.add_function(wrap_pyfunction!(errors::error_table, module)?)?;
@@ -31,6 +33,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(files::digest, module)?)?;
     module.add_function(wrap_pyfunction!(files::verify, module)?)?;
     module.add_function(wrap_pyfunction!(files::verify_root, module)?)?;
+    module.add_function(wrap_pyfunction!(files::sidecar_digest, module)?)?;
     module.add_function(wrap_pyfunction!(files::layout, module)?)?;
     module.add_function(wrap_pyfunction!(fetching::fetch, module)?)?;
     Ok(())

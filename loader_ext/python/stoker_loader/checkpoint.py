@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from itertools import pairwise
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 from stoker_loader import _native, devices
 from stoker_loader.backends import Choice, SourceName, choose
 from stoker_loader.errors import CheckpointClosedError, UnknownTensorError
+from stoker_loader.identity import Verify, known_to_native
 from stoker_loader.modules import Assigned, assign
 from stoker_loader.page_cache import Progress
 from stoker_loader.plans import Plan
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-PATIENCE_S = 60.0  # above the longest silence that a fetch itself bears with
 _STAGES = ("open", "residency", "map", "populate", "copy", "attach")
 
 
@@ -38,16 +38,26 @@ class Checkpoint:
     thread.
     """
 
-    def __init__(self, path: str | os.PathLike[str], patience_s: float | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        patience_s: float | None = None,
+        *,
+        verify: Verify = False,
+        progress: Progress | None = None,
+    ) -> None:
         """Open and check all headers; raises the errors of every rule that a file breaks.
 
-        With `patience_s` files may be on their way (see `open_arriving`).
+        With `patience_s` files may be on their way (see `open_arriving`), and `progress` is called
+        with zeros while their headers are waited for. For `verify` see `open_checkpoint`.
         """
         started = perf_counter()
         self.path = os.fspath(path)
         patience = None if patience_s is None else timedelta(seconds=patience_s)
-        self._native: _native.Checkpoint | None = _native.Checkpoint(path, patience)
-        self._arriving = patience is not None
+        self._native: _native.Checkpoint | None = _native.Checkpoint(
+            path, patience, bool(verify), known_to_native(verify), progress
+        )
+        self._waits = patience is not None or bool(verify)
         self._files = self._native.shards()
         self._headers = self._native.headers()
         self._lock = threading.Lock()
@@ -58,6 +68,7 @@ class Checkpoint:
         self._residency_known = False
         self._copied = Copied()
         self._choice: Choice | None = None
+        self._verified = (0, 0.0)
         self._ms = dict.fromkeys(_STAGES, 0.0)
         self._ms["open"] = (perf_counter() - started) * 1e3
 
@@ -74,6 +85,8 @@ class Checkpoint:
 
     def close(self) -> None:
         """Forbid new loads. Tensors that were given out stay valid."""
+        if self._native is not None:
+            self._verified = self._native.verified()
         self._native = None
         self._views = None
 
@@ -99,11 +112,23 @@ class Checkpoint:
             file=self._files[record.shard][0],
         )
 
+    def wait(self, names: Iterable[str], progress: Progress | None = None) -> None:
+        """Return when the bytes of these tensors may be used: nothing to do for most checkpoints.
+
+        Of files that are on their way it waits for these bytes alone. Where `verify` was asked for
+        it brings in and compares the chunks of 8 MiB that they lie in. `progress` gets the bytes
+        of each tensor. Raises UnknownTensorError, ChunkMismatchError, FetchAbandonedError,
+        WaitTimeoutError, and what `populate` raises.
+        """
+        for name in names:
+            self._wait(self._record(name), progress)
+
     def populate(self, progress: Progress | None = None, threads: int | None = None) -> None:
         """Bring all pages into the page cache and map them; the second time does nothing.
 
         The GIL is released. `progress` gets `(bytes done, bytes in all)`; what it raises, and
-        KeyboardInterrupt, end the call. Raises FileChangedError, StorageError.
+        KeyboardInterrupt, end the call. Raises FileChangedError, StorageError, and where `verify`
+        was asked for ChunkMismatchError.
         """
         native = self._map()
         with self._lock:
@@ -184,8 +209,9 @@ class Checkpoint:
 
         What is in one piece in the file (replicated, rows) is a view of the mapping; the rest
         (columns, rows of fused weights) is packed into memory of its own, which goes with the last
-        of those tensors. Raises PlanInvalidError, TensorUnplannedError, SplitMismatchError before
-        anything is read, and what `load` raises.
+        of those tensors. Of a file that is on its way it waits for the chunks that the rank needs.
+        Where `verify` was asked for, those chunks are read whole. Raises PlanInvalidError,
+        TensorUnplannedError, SplitMismatchError before anything is read, and what `load` raises.
         """
         import torch
 
@@ -194,7 +220,6 @@ class Checkpoint:
             for pattern, split in plan.rules
         ]
         native, views = self._map(), self._torch_views()
-        self._wait_for_all(native)
         with self._timed("populate"):
             parts = native.load_shard(rules, rank, world_size, progress, None)
         self._copied.size_bytes += parts.packed_bytes
@@ -262,6 +287,9 @@ class Checkpoint:
         choice = self._choice
         cached_bytes = 0 if choice and choice.is_direct else resident_bytes
         bytes_by_tier = split_by_tier(checkpoint_bytes, cached_bytes, self._remote_bytes)
+        if self._native is not None:
+            self._verified = self._native.verified()
+        verified_bytes, verify_s = self._verified
         return LoadStats(
             checkpoint_bytes=checkpoint_bytes,
             resident_bytes_before=resident_bytes,
@@ -277,6 +305,8 @@ class Checkpoint:
             copied_bytes=self._copied.size_bytes,
             source=choice.backend if choice else None,
             refused_sources=choice.refused if choice else {},
+            verified_bytes=verified_bytes,
+            verify_ms=verify_s * 1e3,
         )
 
     def _open(self) -> _native.Checkpoint:
@@ -294,15 +324,10 @@ class Checkpoint:
             raise UnknownTensorError(message, file=self.path, tensor=name)
         return Record(*found)
 
-    def _wait(self, record: Record) -> None:
+    def _wait(self, record: Record, progress: Progress | None = None) -> None:
         """Wait for a tensor's bytes, and no others."""
-        if self._arriving:
-            self._open().wait(record.shard, record.offset_bytes, record.size_bytes)
-
-    def _wait_for_all(self, native: _native.Checkpoint) -> None:
-        """Wait for whole files: no time at all for those that are here."""
-        for shard, (_, size_bytes) in enumerate(self._files):
-            native.wait(shard, 0, size_bytes)
+        if self._waits:
+            self._map().wait(record.shard, record.offset_bytes, record.size_bytes, progress)
 
     def _map(self) -> _native.Checkpoint:
         """Map the files, having looked once at what was resident before anything was touched."""
@@ -357,28 +382,3 @@ def _adjacent(records: Sequence[Record]) -> bool:
         )
         for before, after in pairwise(records)
     )
-
-
-def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Open a safetensors file, or a directory with one or with shards; reads headers only."""
-    return Checkpoint(path)
-
-
-def open_arriving(path: str | os.PathLike[str], *, patience_s: float = PATIENCE_S) -> Checkpoint:
-    """Open a checkpoint whose files may still be on their way by `fetch`, here or elsewhere.
-
-    Waits for headers and index, and later with each tensor for its bytes alone; `load` and
-    `populate` bring in what has arrived while the rest is coming. Nothing is ever seen that was
-    not verified. Raises what `open` raises, and here or later FetchAbandonedError when the fetch
-    ended before the file was complete, WaitTimeoutError when nothing at all arrived for
-    `patience_s`.
-    """
-    return Checkpoint(path, patience_s)
-
-
-def load_file(
-    path: str | os.PathLike[str], device: str | torch.device = "cpu"
-) -> dict[str, torch.Tensor]:
-    """Load all tensors, as `safetensors.torch.load_file` does, but as views of a mapping."""
-    with open_checkpoint(path) as checkpoint:
-        return checkpoint.load(device)

@@ -17,7 +17,8 @@
     │   ├── ChunkMismatchError  LengthMismatchError  FileMissingError  FileUnexpectedError
     │   └── RootMismatchError  FileChangedError
     ├── RequestError                    what was asked for cannot be
-    │   ├── ResidencyHiddenError  DigestInvalidError  DestinationExistsError
+    │   ├── ResidencyHiddenError  PinRefusedError  DigestInvalidError
+    │   ├── DigestsMissingError  DestinationExistsError
     │   ├── CheckpointClosedError  UnknownTensorError  UnsupportedDtypeError
     │   ├── PlanInvalidError  TensorUnplannedError  SplitMismatchError
     │   └── ModuleMismatchError
@@ -80,6 +81,12 @@ from stoker_loader.fetch_errors import (
     SourceChangedError as SourceChangedError, SourceFailedError as SourceFailedError,
     SourceMissingError as SourceMissingError, SourceRefusedError as SourceRefusedError,
     WaitTimeoutError as WaitTimeoutError,
+)
+from stoker_loader.integrity_errors import (
+    ChunkMismatchError as ChunkMismatchError, FileChangedError as FileChangedError,
+    FileMissingError as FileMissingError, FileUnexpectedError as FileUnexpectedError,
+    IntegrityError as IntegrityError, LengthMismatchError as LengthMismatchError,
+    RootMismatchError as RootMismatchError,
 )
 # fmt: on
 # isort: on
@@ -275,46 +282,6 @@ class ShardDuplicateError(ShardError):
     code = "shard_duplicate"
 
 
-class IntegrityError(LoaderError):
-    """Bytes are not what they were when they were checked."""
-
-
-class FileChangedError(IntegrityError):
-    """The file's length changed after it was opened."""
-
-    code = "file_changed"
-
-
-class ChunkMismatchError(IntegrityError):
-    """A file's bytes are not those that the digest was made of."""
-
-    code = "chunk_mismatch"
-
-
-class LengthMismatchError(IntegrityError):
-    """A file's length is not the one in the digest."""
-
-    code = "length_mismatch"
-
-
-class FileMissingError(IntegrityError):
-    """A file that the digest names is missing."""
-
-    code = "file_missing"
-
-
-class FileUnexpectedError(IntegrityError):
-    """A file that the digest does not name is there."""
-
-    code = "file_unexpected"
-
-
-class RootMismatchError(IntegrityError):
-    """The root digest differs."""
-
-    code = "root_mismatch"
-
-
 class RequestError(LoaderError):
     """What was asked for cannot be done."""
 
@@ -325,10 +292,22 @@ class ResidencyHiddenError(RequestError):
     code = "residency_hidden"
 
 
+class PinRefusedError(RequestError):
+    """The process may not lock so much memory."""
+
+    code = "pin_refused"
+
+
 class DigestInvalidError(RequestError):
     """What should be a digest is none."""
 
     code = "digest_invalid"
+
+
+class DigestsMissingError(RequestError):
+    """There are no digests to verify a file by."""
+
+    code = "digests_missing"
 
 
 class DestinationExistsError(RequestError):

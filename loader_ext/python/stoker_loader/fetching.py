@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from stoker_loader import _native
-from stoker_loader.identity import FileDigest
+from stoker_loader.identity import FileDigest, files_to_native
 from stoker_loader.page_cache import Progress
 
 MAX_STREAMS = 64
@@ -72,9 +72,10 @@ def fetch(
     """Fetch one file, the same from all `sources`, to `destination`, which must not exist.
 
     It grows as `DESTINATION.part` and appears, complete and synced, by a rename. A fetch that ends
-    early leaves what has arrived; the next one verifies that and goes on. With `expected` each
-    chunk is compared before it counts, and a source that sends others is dropped; without it, all
-    ranges must be of the one object that the first source describes.
+    early leaves what has arrived; the next one verifies that and goes on. With `expected` (such as
+    `sidecar_digest` of a sidecar that came before) each chunk is compared before it counts, and a
+    source that sends others is dropped; without it, all ranges must be of the one object that the
+    first source describes.
 
     Raises DestinationExistsError, FetchBusyError, ChunkMismatchError, DigestInvalidError,
     the SourceErrors, StorageError, ValueError.
@@ -85,7 +86,7 @@ def fetch(
     native, resumed_bytes, by_source, seconds = _native.fetch(
         [(one.url, one.etag) for one in origins],
         destination,
-        (expected.name, expected.size_bytes, list(expected.chunks)) if expected else None,
+        files_to_native([expected])[0] if expected else None,
         (
             bounds.streams,
             timedelta(seconds=bounds.stall_s),

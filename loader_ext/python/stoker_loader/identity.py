@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from stoker_loader import _native
@@ -26,6 +27,10 @@ class Digest:
     files: tuple[FileDigest, ...]
 
 
+Verify = bool | Digest | FileDigest
+"""Whether to compare chunks as they come in: with the digests of sidecars, or with these."""
+
+
 def digest(path: str | os.PathLike[str], progress: Progress | None = None) -> Digest:
     """Digest a file, or every regular file under a directory.
 
@@ -47,8 +52,28 @@ def verify(
     if isinstance(expected, str):
         _native.verify_root(path, expected, progress)
         return
-    files = [(file.name, file.size_bytes, list(file.chunks)) for file in expected.files]
-    _native.verify(path, (expected.root, files), progress)
+    _native.verify(path, (expected.root, files_to_native(expected.files)), progress)
+
+
+def sidecar_digest(path: str | os.PathLike[str]) -> FileDigest:
+    """The digest of `x.safetensors` by its sidecar `x.stx` alone: what `fetch` is to expect of it.
+
+    Raises SidecarInvalidError, CheckpointNotFoundError, SymlinkRefusedError, StorageError.
+    """
+    name, size_bytes, chunks = _native.sidecar_digest(path)
+    return FileDigest(name, size_bytes, tuple(chunks))
+
+
+def files_to_native(files: Iterable[FileDigest]) -> list[tuple[str, int, list[str]]]:
+    """Values as the core's tuples."""
+    return [(file.name, file.size_bytes, list(file.chunks)) for file in files]
+
+
+def known_to_native(verify: Verify) -> list[tuple[str, int, list[str]]] | None:
+    """The digests that were given, if any were."""
+    if isinstance(verify, bool):
+        return None
+    return files_to_native([verify] if isinstance(verify, FileDigest) else verify.files)
 
 
 def digest_from_native(native: tuple[str, list[tuple[str, int, list[str]]]]) -> Digest:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stoker_loader.checkpoint import open_checkpoint
 from stoker_loader.errors import (
     AdapterInvalidError,
     AdapterNameError,
@@ -27,6 +26,7 @@ from stoker_loader.lora_config import read_config
 from stoker_loader.lora_hooks import Attached as Attached
 from stoker_loader.lora_hooks import LoraHook, attached_to
 from stoker_loader.lora_match import LoraPair, match
+from stoker_loader.opening import open_checkpoint
 from stoker_loader.records import LoadStats
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ def residency(path: str | os.PathLike[str]) -> Residency:
 def evict(path: str | os.PathLike[str]) -> Residency:
     """Drop the pages of a file, or of every file under a directory, and tell what is left.
 
-    Dirty pages are written first. Pages that a process has mapped or locked stay, and so do
+    Dirty pages are written first. Pages that a process has mapped or pinned stay, and so do
     those of a tmpfs. Raises CheckpointNotFoundError, ResidencyHiddenError, StorageError.
     """
     _native.evict(path)

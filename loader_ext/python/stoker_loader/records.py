@@ -41,6 +41,8 @@ class LoadStats:
     bring pages in while they copy, and count both as `copy_ms`. `source` is the back end of the
     last load (None before the first), `refused_sources` why better ones were not taken. Past the
     page cache all bytes come from `ssd`; what is read into memory of its own counts as copied.
+    `verified_bytes` were compared with digests while they came in; `verify_ms` is what hashing
+    them took, of all threads together.
     """
 
     checkpoint_bytes: int
@@ -57,6 +59,8 @@ class LoadStats:
     copied_bytes: int
     source: Backend | None
     refused_sources: Mapping[Backend, str]
+    verified_bytes: int = 0
+    verify_ms: float = 0.0
 
 
 def split_by_tier(checkpoint_bytes: int, resident_bytes: int, remote_bytes: int) -> dict[Tier, int]:

@@ -52,10 +52,12 @@ class Contest:
                 self._drop(contender.name, checkpoint, f"cannot write it in its format: {error}")
         return calls
 
-    def by_step(self, checkpoint: str, makers: Iterable[str]) -> dict[str, Callable[[], Outcome]]:
-        """What measures each variant of our loader, cold."""
+    def by_step(
+        self, checkpoint: str, makers: Iterable[str], cold: bool = True
+    ) -> dict[str, Callable[[], Outcome]]:
+        """What measures each variant of our loader."""
         ours = CONTENDERS[OURS]
-        return {maker: self._call(checkpoint, ours, maker, cold=True) for maker in makers}
+        return {maker: self._call(checkpoint, ours, maker, cold) for maker in makers}
 
     def rounds(
         self,

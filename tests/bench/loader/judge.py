@@ -9,7 +9,7 @@ from __future__ import annotations
 from tests.bench.loader.results import Results
 from tests.bench.loader.row_cold import cpu_row, limit_row, memory_row, peers_row
 from tests.bench.loader.row_http import http_row
-from tests.bench.loader.row_steps import ablation_row, verification_row
+from tests.bench.loader.row_steps import ablation_row, verification_row, warm_verification_row
 from tests.bench.loader.row_warm import attach_ratio_row, attach_row, many_row
 from tests.bench.report import Row
 
@@ -31,6 +31,8 @@ def judge(results: Results) -> list[Row]:
         rows += [cpu_row(results), memory_row(results)]
     if results.verification:
         rows.append(verification_row(results))
+    if results.verification_warm:
+        rows.append(warm_verification_row(results))
     if results.steps:
         rows.append(ablation_row(results))
     return rows

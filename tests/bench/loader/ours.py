@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from tests.bench.loader.loaders import Load, Tensors
+
+from stoker_loader import Digest, FileDigest, digest
 
 SMALL_PIECE_BYTES = 128 << 10  # what the kernel itself reads ahead
 
@@ -49,29 +52,54 @@ def read_by(source: str) -> Load:
     return load
 
 
-def verified(first: bool) -> Load:
-    """Verification against the digest that was made with the checkpoint: `first` reads and hashes
-    chunk by chunk and then maps what is resident; else all is read before all is hashed."""
+def whole(verify: bool) -> Load:
+    """`load_file` as users call it, with the digests that were made with the checkpoint or none."""
     import torch  # noqa: F401 - imports are not timed
 
     import stoker_loader
 
     def load(path: str) -> Tensors:
-        root = root_file(Path(path)).read_text()
+        known = read_digest(Path(path)) if verify else False
+        return stoker_loader.load_file(path, verify=known)
+
+    return load
+
+
+def verified_apart(first: bool) -> Load:
+    """Verification as a step of its own: `first` reads and hashes and then maps what is resident,
+    else all is loaded before all is hashed."""
+    import torch  # noqa: F401 - imports are not timed
+
+    import stoker_loader
+
+    def load(path: str) -> Tensors:
+        known = read_digest(Path(path))
         if first:
-            stoker_loader.verify(path, root)
-        with stoker_loader.open(path) as checkpoint:
-            tensors = checkpoint.load()
+            stoker_loader.verify(path, known)
+        tensors = stoker_loader.load_file(path)
         if not first:
-            stoker_loader.verify(path, root)
+            stoker_loader.verify(path, known)
         return tensors
 
     return load
 
 
-def root_file(path: Path) -> Path:
+def digest_file(path: Path) -> Path:
     """Where the digest of a checkpoint's file lies: beside its folder, which holds nothing else."""
-    return path.parent.with_suffix(".root")
+    return path.parent.with_suffix(".digest.json")
+
+
+def read_digest(path: Path) -> Digest:
+    """The digest that was written when the checkpoint was made."""
+    stored = json.loads(digest_file(path).read_text())
+    return Digest(stored["root"], tuple(FileDigest(n, s, tuple(c)) for n, s, c in stored["files"]))
+
+
+def write_digest(path: Path) -> None:
+    """Digest a checkpoint's file and keep that beside it."""
+    found = digest(path)
+    files = [(file.name, file.size_bytes, file.chunks) for file in found.files]
+    digest_file(path).write_text(json.dumps({"root": found.root, "files": files}))
 
 
 ABLATION: dict[str, tuple[str, Callable[[], Load]]] = {
@@ -106,9 +134,12 @@ ABLATION: dict[str, tuple[str, Callable[[], Load]]] = {
         partial(read_by, "pread"),
     ),
 }
+VERIFY_OFF, VERIFY_ON = "verify_off", "verify_on"
 VERIFICATION: dict[str, Callable[[], Load]] = {
-    "verify_in_pipeline": partial(verified, first=True),
-    "verify_afterwards": partial(verified, first=False),
+    VERIFY_OFF: partial(whole, verify=False),
+    VERIFY_ON: partial(whole, verify=True),
+    "verify_first": partial(verified_apart, first=True),
+    "verify_afterwards": partial(verified_apart, first=False),
 }
 MAKERS: dict[str, Callable[[], Load]] = {
     **{name: make for name, (_, make) in ABLATION.items()},

@@ -13,8 +13,9 @@ SHARES: dict[str | tuple[str, str], float] = {
     ("cold", "llama_3b"): 10.0,
     "warm": 4.0,
     "many": 4.0,
-    "steps": 6.0,
     "http": 5.0,
+    "steps": 7.0,
+    "verify": 1.0,
 }
 
 

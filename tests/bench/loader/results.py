@@ -34,6 +34,7 @@ class Results:
     steps: dict[str, ByName] = field(default_factory=dict)
     verification: dict[str, ByName] = field(default_factory=dict)
     http: dict[str, HttpResults] = field(default_factory=dict)  # by link
+    verification_warm: dict[str, ByName] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)  # contender -> why it has no figure
 
 

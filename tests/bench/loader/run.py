@@ -16,7 +16,7 @@ from tests.bench.loader.http_contest import Exchange, as_results
 from tests.bench.loader.judge import judge
 from tests.bench.loader.limit import best_ways
 from tests.bench.loader.network import LOOPBACK, NoLinkError, shaped
-from tests.bench.loader.ours import ABLATION, VERIFICATION
+from tests.bench.loader.ours import ABLATION, VERIFICATION, VERIFY_OFF, VERIFY_ON
 from tests.bench.loader.plan import Plan
 from tests.bench.loader.results import ByName, Results
 from tests.bench.loader.store import Store
@@ -26,7 +26,7 @@ from tests.bench.report import Report
 
 import stoker_loader
 
-ROWS = ("cold", "warm", "many", "http", "steps")
+ROWS = ("cold", "warm", "many", "http", "steps", "verify")
 
 
 def run(root: Path, store: Store, plan: Plan, rows: Iterable[str], tell: Tell) -> Report:
@@ -79,6 +79,7 @@ def gather(contest: Contest, rows: set[str]) -> Results:
         ("many", plan.many, _warm(contest, results.many, plan.many)),
         ("http", plan.middle, _http(contest, results)),
         ("steps", plan.middle, _steps(contest, results)),
+        ("verify", plan.middle, _verified_warm(contest, results)),
     ]
     wanted = [stage for stage in stages if stage[0] in rows]
     deadline = time.monotonic() + plan.time_limit_s
@@ -153,9 +154,17 @@ def _steps(contest: Contest, results: Results) -> Stage:
         calls = contest.by_step(checkpoint, (*ABLATION, *VERIFICATION))
         found = contest.rounds("steps", checkpoint, calls, time_limit_s)
         results.steps[checkpoint] = {name: found[name] for name in ABLATION}
-        results.verification[checkpoint] = {
-            name: found[name] for name in ("all_steps", *VERIFICATION)
-        }
+        results.verification[checkpoint] = {name: found[name] for name in VERIFICATION}
+
+    return measure
+
+
+def _verified_warm(contest: Contest, results: Results) -> Stage:
+    def measure(time_limit_s: float) -> None:
+        checkpoint = contest.plan.middle
+        calls = contest.by_step(checkpoint, (VERIFY_OFF, VERIFY_ON), cold=False)
+        found = contest.rounds("verify", checkpoint, calls, time_limit_s)
+        results.verification_warm[checkpoint] = found
 
     return measure
 

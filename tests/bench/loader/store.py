@@ -16,11 +16,9 @@ from pathlib import Path
 from tests.bench.loader import shapes
 from tests.bench.loader.contenders import Contender, Peers
 from tests.bench.loader.formats import FILES
-from tests.bench.loader.ours import root_file
+from tests.bench.loader.ours import digest_file, write_digest
 from tests.bench.loader.processes import run_module
 from tests.bench.loader.safetensors_file import write_random
-
-import stoker_loader
 
 SEED = 1
 SMOLLM2 = "smollm2-135m-instruct"  # where `make models` puts it
@@ -53,8 +51,8 @@ class Store:
             self.tell(f"making {checkpoint} ...")
             with self._making(folder) as made:
                 self._write(checkpoint, made / file.name)
-        if not root_file(file).exists():
-            root_file(file).write_text(stoker_loader.digest(file).root)
+        if not digest_file(file).exists():
+            write_digest(file)
         return file
 
     def file(self, checkpoint: str, contender: Contender) -> Path:

@@ -13,7 +13,7 @@ use super::origin::Description;
 use crate::arrival::head::Subject;
 use crate::arrival::{Arrival, map_path, part_path};
 use crate::digest::{CHUNK_BYTES, FileDigest};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Names, Result};
 use crate::pieces::{self, Step};
 
 /// A file that grows chunk by chunk.
@@ -153,8 +153,9 @@ impl Part {
         match &self.expected {
             Some(expected) if expected[chunk] != digest => {
                 let (expected, found) =
-                    (format!("{:032x}", expected[chunk]), format!("{digest:032x}"));
-                let kind = Kind::ChunkMismatch { chunk: chunk as u64, expected, found };
+                    (format!("{:032x}", expected[chunk]).into(), format!("{digest:032x}").into());
+                let (number, tensors) = (chunk as u32, Names::default());
+                let kind = Kind::ChunkMismatch { chunk: number, tensors, expected, found };
                 Err(Error::new(&self.path, kind).at(self.subject().chunk(chunk).0))
             }
             _ => Ok(()),

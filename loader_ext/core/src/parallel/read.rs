@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::arena::{ALIGNMENT_BYTES, Arena};
+use crate::arrival::Silence;
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::header::TensorRecord;
@@ -57,8 +58,10 @@ impl Loaded<'_> {
 
 /// Plans a rank's share of all tensors, brings in the pages of its views, and packs the rest.
 ///
-/// `watch` sees `(bytes done, bytes in all)` and may stop it. Errors: those of [`Plan::check`] and
-/// [`Plan::slice`], before any byte is read; `FileChanged`, `Io`, and whatever `watch` returns.
+/// Of a file that is still on its way it waits for the chunks that the rank needs. `watch` sees
+/// `(bytes done, bytes in all)` and may stop it. Errors: those of [`Plan::check`] and
+/// [`Plan::slice`], before any byte is read; `FileChanged`, `FetchAbandoned`, `WaitTimeout`,
+/// `ChunkMismatch`, `Io`, and whatever `watch` returns.
 pub fn read<'a>(
     checkpoint: &'a Checkpoint,
     plan: &Plan,
@@ -97,15 +100,22 @@ pub fn read<'a>(
     pieces::run(
         pages.len() + copies.len(),
         threads,
-        || (),
-        |(), index| {
+        Silence::default,
+        |silence, index| {
             if let Some(pages) = pages.get(index) {
                 let view = views[pages.shard].as_ref().expect("a shard with views is mapped");
+                if !view.has_arrived(pages.begin, pages.size_bytes, silence)? {
+                    return Ok(Step::Again);
+                }
                 reader.populate(view, pages.begin, pages.size_bytes)?;
                 return Ok(Step::Done(pages.size_bytes));
             }
             let copy = &copies[index - pages.len()];
             let source = sources[copy.shard].as_ref().expect("a packed part's shard is mapped");
+            // No chunk lies between two of its runs: they are apart by less, or it has one.
+            if !source.has_arrived(copy.source, copy.span_bytes(), silence)? {
+                return Ok(Step::Again);
+            }
             copy.populate(source, &reader)?;
             copy.run(source, &arena);
             Ok(Step::Done(copy.size_bytes()))
@@ -153,7 +163,7 @@ impl Reader {
         if !self.exactly.load(Ordering::Relaxed) {
             mapping.read_exactly(false)?;
         }
-        mapping.populate_range(begin, end - begin, &self.advise)
+        mapping.bring_in(begin, end - begin, &self.advise)
     }
 }
 
@@ -233,6 +243,11 @@ impl Copy {
         self.runs * self.run_bytes
     }
 
+    /// From the beginning of the first run to the end of the last, in the file.
+    fn span_bytes(&self) -> u64 {
+        (self.runs - 1) * self.source_step + self.run_bytes
+    }
+
     /// The same in pieces: some lines each, or a piece of a line that is longer than that.
     fn split(&self) -> Vec<Copy> {
         let lines = (PIECE_BYTES / self.source_step).max(1);
@@ -255,8 +270,7 @@ impl Copy {
     /// Brings in the pages of the runs, and with them gaps that are not worth a step.
     fn populate(&self, source: &Mapping, reader: &Reader) -> Result<()> {
         if self.source_step <= self.run_bytes + GAP_BYTES {
-            let size_bytes = (self.runs - 1) * self.source_step + self.run_bytes;
-            return reader.populate(source, self.source, size_bytes);
+            return reader.populate(source, self.source, self.span_bytes());
         }
         (0..self.runs).try_for_each(|run| {
             reader.populate(source, self.source + run * self.source_step, self.run_bytes)

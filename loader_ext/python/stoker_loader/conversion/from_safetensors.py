@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stoker_loader.checkpoint import open_checkpoint
 from stoker_loader.conversion.tensor_file import create, plan, write
+from stoker_loader.opening import open_checkpoint
 from stoker_loader.page_cache import Progress
 
 

@@ -1,0 +1,52 @@
+"""The ways to open a checkpoint."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from stoker_loader.checkpoint import Checkpoint
+from stoker_loader.identity import Verify
+from stoker_loader.page_cache import Progress
+
+if TYPE_CHECKING:
+    import torch
+
+PATIENCE_S = 60.0  # above the longest silence that a fetch itself bears with
+
+
+def open_checkpoint(path: str | os.PathLike[str], *, verify: Verify = False) -> Checkpoint:
+    """Open a safetensors file, or a directory with one or with shards; reads headers only.
+
+    With `verify` each chunk of 8 MiB is compared as it is brought in, by the thread that brought
+    it, and before a tensor in it is given out: with the digests of the sidecar (True), or with
+    those given, and then sidecars are not read. Raises LoaderErrors of every rule that a file
+    breaks; DigestsMissingError, FileUnexpectedError, LengthMismatchError where digests are not
+    those of these files; ChunkMismatchError later, by whatever brings wrong bytes in.
+    """
+    return Checkpoint(path, verify=verify)
+
+
+def open_arriving(
+    path: str | os.PathLike[str],
+    *,
+    patience_s: float = PATIENCE_S,
+    progress: Progress | None = None,
+) -> Checkpoint:
+    """Open a checkpoint whose files may still be on their way by `fetch`, here or elsewhere.
+
+    Waits for headers and index, and later with each tensor for its bytes alone; `load` and
+    `populate` bring in what has arrived while the rest is coming. Nothing is ever seen that was
+    not verified. `progress` is called with zeros while this waits, and may stop it. Raises what
+    `open` raises, and here or later FetchAbandonedError when the fetch ended before the file was
+    complete, WaitTimeoutError when nothing at all arrived for `patience_s`.
+    """
+    return Checkpoint(path, patience_s, progress=progress)
+
+
+def load_file(
+    path: str | os.PathLike[str], device: str | torch.device = "cpu", *, verify: Verify = False
+) -> dict[str, torch.Tensor]:
+    """Load all tensors, as `safetensors.torch.load_file` does, but as views of a mapping."""
+    with open_checkpoint(path, verify=verify) as checkpoint:
+        return checkpoint.load(device)
