@@ -1,12 +1,13 @@
 //! Reads, maps, lays out and verifies safetensors checkpoints; knows nothing of Python.
 //!
-//! [`checkpoint`] finds the files of a checkpoint and reads their headers ([`header`] is the pure
-//! parser, [`sidecar`] says the same in binary), [`mapping`] maps them and brings them into the
-//! page cache, [`residency`] and [`evict`] look at and empty that cache, [`fetch`] brings files
-//! from elsewhere and [`arrival`] tells who waits for them, [`digest`] gives a checkpoint its
-//! identity, [`layout`] rewrites one so that fused weights are one view, [`parallel`] reads what
-//! one rank of several needs, and [`device`] copies to GPUs. Everything that takes long runs through
-//! [`pieces`]: bounded threads, progress and cancellation on the calling thread.
+//! [`checkpoint`] finds the files of a checkpoint and reads their headers ([`header`] and [`index`]
+//! are the pure parsers, [`sidecar`] says what a header says in binary), [`mapping`] maps them and
+//! brings them into the page cache, [`residency`] and [`evict`] look at and empty that cache,
+//! [`fetch`] brings files from elsewhere and [`arrival`] tells who waits for them, [`digest`] gives
+//! a checkpoint its identity, [`layout`] rewrites one so that fused weights are one view,
+//! [`parallel`] reads what one rank of several needs, and [`device`] copies to GPUs. Everything that
+//! takes long runs through [`pieces`]: bounded threads, progress and cancellation on the calling
+//! thread. [`faults`] has the last word where a mapped file kills the process.
 
 pub mod arrival;
 pub mod checkpoint;
@@ -15,9 +16,12 @@ pub mod digest;
 pub mod dtype;
 pub mod error;
 pub mod evict;
+pub mod faults;
 pub mod fetch;
 pub mod header;
+pub mod index;
 pub mod inventory;
+mod json;
 pub mod layout;
 pub mod mapping;
 pub mod names;

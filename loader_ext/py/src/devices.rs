@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::prelude::*;
 use stoker_loader_core::device::{
     DEFAULT_SHAPE, Driver, PageCache, Pipeline, Shape, Source, Transfer,
@@ -46,7 +46,7 @@ pub fn copy_to_devices(
         if !fits || destinations.iter().any(|&(place, _)| place >= ordinals.len()) {
             return Err(PyValueError::new_err("a transfer leaves its file or the devices"));
         }
-        let source: &dyn Source = &sources[shard];
+        let source: &dyn Source = sources.get(shard).ok_or_else(|| PyIndexError::new_err(shard))?;
         Ok(Transfer { source, offset, size_bytes, destinations })
     };
     let transfers = transfers.into_iter().map(import).collect::<PyResult<Vec<_>>>()?;

@@ -5,6 +5,7 @@ from stoker_loader.checkpoint import Checkpoint, load_file, open_arriving
 from stoker_loader.checkpoint import open_checkpoint as open  # noqa: A004 - what users type
 from stoker_loader.converting import ConvertReport, convert
 from stoker_loader.errors import LoaderError
+from stoker_loader.faults import explain_bus_errors
 from stoker_loader.fetching import Fetched, FetchLimits, FetchStats, Source, fetch
 from stoker_loader.identity import Digest, FileDigest, digest, verify
 from stoker_loader.modules import Assigned
@@ -32,6 +33,7 @@ __all__ = [
     "convert",
     "digest",
     "evict",
+    "explain_bus_errors",
     "fetch",
     "layout",
     "llama_plan",
