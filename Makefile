@@ -1,14 +1,16 @@
 # Each target is one line of what the README says; every one does its own set-up.
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: demo up test check check-gpu check-wheel lint types imports native unit-test models bench bench-quick \
-	bench-loader bench-loader-quick clean help
+.PHONY: demo up test check check-gpu check-native check-wheel fuzz lint types imports native unit-test \
+	models bench bench-quick bench-loader bench-loader-quick clean help
 
 PYTHON ?= python3
 BIN := .venv/bin
 # Optional: a folder with wheels that are preferred over the index, such as a CPU build of torch.
 WHEELS ?= ../shared/wheels
 MODELS ?= $(CURDIR)/.cache/models
+# Executions of each fuzz target.
+FUZZ_RUNS ?= 100000
 LOADER_SOURCES := $(shell find loader_ext -path loader_ext/target -prune -o -type f \
 	\( -name '*.rs' -o -name 'Cargo.*' -o -name 'pyproject.toml' \) -print)
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --compile-bytecode
@@ -46,6 +48,12 @@ check-wheel: .venv/ready  ## the loader's wheel, installed with numpy alone, wit
 	$(PYTHON) -m venv --without-pip build/wheel/venv
 	$(BIN)/uv pip install --quiet --python build/wheel/venv/bin/python --constraint constraints.txt numpy build/wheel/*.whl
 	build/wheel/venv/bin/python -I loader_ext/tests/without_torch.py build/wheel/data
+
+check-native:  ## the native core under AddressSanitizer and Miri, as far as a nightly toolchain is there
+	$(PYTHON) scripts/check_native.py
+
+fuzz:  ## search inputs of the loader's parsers for one that breaks a promise, FUZZ_RUNS of each
+	$(PYTHON) scripts/fuzz.py --runs $(FUZZ_RUNS)
 
 lint: .venv/ready
 	$(BIN)/ruff format --quiet --check .
@@ -105,4 +113,5 @@ $(MODELS)/all-minilm-l6-v2/config.json: | .venv/ready
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
 
 clean:  ## remove what was built here; models stay
-	rm -rf .venv build loader_ext/target .cache/bench-loader .cache/bench-peers
+	rm -rf .venv build loader_ext/target loader_ext/fuzz/target .cache/fuzz .cache/bench-loader \
+		.cache/bench-peers

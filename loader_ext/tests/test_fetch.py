@@ -15,6 +15,7 @@ import pytest
 
 import stoker_loader as sl
 from stoker_loader import errors
+from support.broken_line import broken_line
 from support.object_store import ObjectStore, Stalls, breaks_off, served, status
 
 CHUNK = 8 << 20
@@ -170,6 +171,34 @@ def test_a_connection_that_breaks_off_is_made_again(
 ) -> None:
     store.faults.append(breaks_off(store, times=3))
     assert_arrived(target, sl.fetch(store.url, target), expected)
+
+
+def test_a_connection_that_is_reset_is_made_again(
+    store: ObjectStore, target: Path, expected: sl.FileDigest
+) -> None:
+    with broken_line(store.address, CHUNK // 3, times=3) as line:
+        url = store.url.replace(store.address, line.address)
+        assert_arrived(target, sl.fetch(url, target), expected)
+    assert line.resets == 3
+
+
+def test_a_line_that_is_always_reset_is_an_error(store: ObjectStore, target: Path) -> None:
+    with broken_line(store.address, CHUNK // 3, times=10**9) as line:
+        url = store.url.replace(store.address, line.address)
+        with pytest.raises(errors.SourceFailedError) as raised:
+            sl.fetch(url, target, limits=FIRM)
+    assert line.address in str(raised.value)
+    assert "top-secret" not in str(raised.value)
+    assert not target.exists()
+
+
+def test_a_server_that_is_silent_for_good_is_an_error(store: ObjectStore, target: Path) -> None:
+    store.faults.append(Stalls(store, None, times=10**9))
+    limits = sl.FetchLimits(streams=1, attempts=2, stall_s=0.2, hedge_after_s=600)
+    with pytest.raises(errors.SourceFailedError, match="no answer in time"):
+        sl.fetch(store.url, target, limits=limits)
+    assert store.ranges.count(0) == 2, "as often as allowed, and no oftener"
+    assert not target.exists()
 
 
 def test_a_stalled_range_is_asked_for_again(

@@ -70,9 +70,11 @@ def main(argv: Sequence[str]) -> NoReturn:
 
 def _live(options: WorkerOptions) -> ExitCode:
     gc.disable()  # nothing that imports make is garbage, but the collector would go looking
+    from stoker_loader import explain_bus_errors
     from stoker_runtime.serve import serve
     from stoker_runtime.warmup import warm_up
 
+    explain_bus_errors()
     # libgomp keeps a pool of compute threads for each thread that ever computed, and stops
     # spinning once all pools together outnumber the processors: decoding would lose a third of its
     # speed. A thread that ends takes its pool along, so nothing computes on the main thread.

@@ -8,11 +8,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Deserialize;
-
 use crate::arrival::{Arrival, Arriving, MAP_SUFFIX};
 use crate::error::{Error, Kind, Result};
 use crate::header::{self, Header};
+use crate::index::{self, Index};
 use crate::sidecar::{self, Sidecar};
 use crate::verification::Verification;
 
@@ -269,9 +268,6 @@ pub fn is_safetensors_name(name: &str) -> bool {
     name.ends_with(EXTENSION)
 }
 
-/// The map from tensor to shard of `model.safetensors.index.json`.
-type Index = BTreeMap<String, String>;
-
 fn find_shards(
     directory: &Path,
     waiter: Option<&mut Waiter<'_>>,
@@ -310,11 +306,6 @@ fn find_shards(
 }
 
 fn read_index(path: &Path, mut waiter: Option<&mut Waiter<'_>>) -> Result<Index> {
-    #[derive(Deserialize)]
-    struct Document {
-        #[serde(deserialize_with = "crate::header::unique_pairs")]
-        weight_map: Vec<(String, String)>,
-    }
     let invalid = |reason: String| Error::new(path, Kind::IndexInvalid { reason });
     let (file, arrival) = open_file(path, waiter.as_deref_mut())?;
     let length = file.metadata().map_err(|error| Error::io(path, "fstat", &error))?.len();
@@ -326,18 +317,7 @@ fn read_index(path: &Path, mut waiter: Option<&mut Waiter<'_>>) -> Result<Index>
     }
     let mut text = vec![0; length as usize];
     file.read_exact_at(&mut text, 0).map_err(|error| Error::io(path, "read", &error))?;
-    let document: Document =
-        serde_json::from_slice(&text).map_err(|error| invalid(error.to_string()))?;
-    if document.weight_map.is_empty() {
-        return Err(invalid("weight_map is empty".into()));
-    }
-    for (tensor, shard) in &document.weight_map {
-        if shard.contains('/') || !is_safetensors_name(shard) {
-            let reason = format!("{shard:?} is no name of a .safetensors file beside the index");
-            return Err(invalid(reason).tensor(tensor));
-        }
-    }
-    Ok(document.weight_map.into_iter().collect())
+    index::parse(path, &text)
 }
 
 /// Each name is in one shard alone, and shards and index agree.

@@ -63,12 +63,14 @@ impl Dtype {
 
     /// Bytes of a tensor, or `None` beyond 64 bits or at a fraction of a byte.
     pub fn size_bytes(self, shape: &[u64]) -> Option<u64> {
-        // A zero anywhere makes the tensor empty, whatever the other dimensions multiply to.
+        // A zero anywhere makes the tensor empty, but whoever takes it still computes its strides:
+        // the other dimensions have to fit as well.
+        let mut dimensions = shape.iter().filter(|&&dimension| dimension > 0);
+        let elements = dimensions.try_fold(1u64, |product, &dim| product.checked_mul(dim))?;
+        let bits = elements.checked_mul(self.bits())?;
         if shape.contains(&0) {
             return Some(0);
         }
-        let elements = shape.iter().try_fold(1u64, |product, &dim| product.checked_mul(dim))?;
-        let bits = elements.checked_mul(self.bits())?;
         bits.is_multiple_of(8).then_some(bits / 8)
     }
 }
@@ -89,7 +91,11 @@ mod tests {
     fn sizes() {
         assert_eq!(Dtype::BF16.size_bytes(&[3, 5]), Some(30));
         assert_eq!(Dtype::F32.size_bytes(&[]), Some(4));
-        assert_eq!(Dtype::F32.size_bytes(&[0, u64::MAX, u64::MAX]), Some(0));
+        assert_eq!(Dtype::F32.size_bytes(&[1 << 40, 0, 1 << 18]), Some(0));
+        assert_eq!(Dtype::F4.size_bytes(&[3, 0]), Some(0));
+        for shape in [[u64::MAX, 0, 1], [0, 1 << 40, 1 << 40], [1 << 59, 0, 32]] {
+            assert_eq!(Dtype::F32.size_bytes(&shape), None, "no reader could make strides of it");
+        }
         assert_eq!(Dtype::F4.size_bytes(&[3]), None);
         assert_eq!(Dtype::F6_E2M3.size_bytes(&[4]), Some(3));
         assert_eq!(Dtype::F32.size_bytes(&[u64::MAX, 2]), None);

@@ -1,9 +1,8 @@
 //! The pure parser of a safetensors header: bytes in, tensors out, every broken rule its own error.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::fmt;
-use std::marker::PhantomData;
 use std::path::Path;
 
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
@@ -11,6 +10,7 @@ use serde::{Deserialize, de};
 
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result};
+use crate::json;
 use crate::names::first_repeated;
 
 /// Bytes of the little-endian length in front of the header.
@@ -192,7 +192,9 @@ struct RawHeader<'a> {
 }
 
 #[derive(Deserialize)]
-struct RawMetadata(#[serde(deserialize_with = "unique_pairs")] Vec<(String, serde_json::Value)>);
+struct RawMetadata(
+    #[serde(deserialize_with = "json::unique_pairs")] Vec<(String, serde_json::Value)>,
+);
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -255,7 +257,7 @@ impl<'de> Deserialize<'de> for RawHeader<'de> {
                 let mut header = RawHeader { tensors: Vec::new(), metadata: None };
                 while let Some(key) = map.next_key::<String>()? {
                     if key != METADATA {
-                        header.tensors.push((key, map.next_value()?));
+                        header.tensors.push((key, map.next_value_seed(json::Object::new())?));
                     } else if header.metadata.is_none() {
                         header.metadata = Some(map.next_value()?);
                     } else {
@@ -268,36 +270,6 @@ impl<'de> Deserialize<'de> for RawHeader<'de> {
         }
         input.deserialize_map(Pairs)
     }
-}
-
-/// Deserializes a JSON object as pairs in order; a key that appears twice is an error.
-pub(crate) fn unique_pairs<'de, V, D>(input: D) -> std::result::Result<Vec<(String, V)>, D::Error>
-where
-    V: Deserialize<'de>,
-    D: Deserializer<'de>,
-{
-    struct Pairs<V>(PhantomData<V>);
-    impl<'de, V: Deserialize<'de>> Visitor<'de> for Pairs<V> {
-        type Value = Vec<(String, V)>;
-        fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-            out.write_str("an object")
-        }
-        fn visit_map<A: MapAccess<'de>>(
-            self,
-            mut map: A,
-        ) -> std::result::Result<Self::Value, A::Error> {
-            let mut seen = HashSet::new();
-            let mut pairs = Vec::new();
-            while let Some((key, value)) = map.next_entry::<String, V>()? {
-                if !seen.insert(key.clone()) {
-                    return Err(de::Error::custom(format_args!("the key {key:?} appears twice")));
-                }
-                pairs.push((key, value));
-            }
-            Ok(pairs)
-        }
-    }
-    input.deserialize_map(Pairs(PhantomData))
 }
 
 #[cfg(test)]

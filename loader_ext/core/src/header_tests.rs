@@ -77,6 +77,8 @@ fn text_rules() {
     assert_eq!(error_of("{} {}", 0).kind.code(), "header_json");
     assert_eq!(error_of(r#"{"w":[]}"#, 0).kind.code(), "header_json");
     assert_eq!(error_of(r#"{"w":{"dtype":"F32","shape":[]}}"#, 0).kind.code(), "header_json");
+    // An array of the fields, which a derived parser takes for the object.
+    assert_eq!(error_of(r#"{"w":["U8",[1],[0,1]]}"#, 1).kind.code(), "header_json");
     let extra = r#"{"w":{"dtype":"I8","shape":[0],"data_offsets":[0,0],"x":1}}"#;
     assert_eq!(error_of(extra, 0).kind.code(), "header_json");
     let broken = b"{\"w\xff\":1}";
@@ -112,6 +114,7 @@ fn tensor_rules() {
         (tensor("F32", "[2]", "[0,4]"), "size_mismatch"),
         (tensor("F32", "[4294967296,4294967296]", "[0,4]"), "size_overflow"),
         (tensor("F4", "[3]", "[0,4]"), "size_overflow"),
+        (tensor("F32", "[0,9223372036854775808]", "[0,0]"), "size_overflow"),
         (tensor("F32", "[1]", "[-4,0]"), "bad_offset"),
         (tensor("F32", "[1]", "[0,4.0]"), "bad_offset"),
         (tensor("F32", "[1]", "[0,1e40]"), "bad_offset"),

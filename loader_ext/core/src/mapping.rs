@@ -154,10 +154,26 @@ impl Mapping {
         assert!(offset + into.len() as u64 <= self.bytes as u64, "the range lies in the file");
         let lead = offset % page_bytes() as u64;
         self.bring_in(offset - lead, lead + into.len() as u64, advise)?;
-        self.file.read_exact_at(into, offset).or_else(|error| {
+        self.read_range(offset, into)
+    }
+
+    /// Reads a range; an error tells the byte at which it happened.
+    fn read_range(&self, mut offset: u64, mut into: &mut [u8]) -> Result<()> {
+        while !into.is_empty() {
+            let error = match self.file.read_at(into, offset) {
+                Ok(0) => io::ErrorKind::UnexpectedEof.into(),
+                Ok(count) => {
+                    offset += count as u64;
+                    into = &mut into[count..];
+                    continue;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => error,
+            };
             self.check_length()?;
-            Err(Error::io(&self.path, "read", &error).at(offset))
-        })
+            return Err(Error::io(&self.path, "read", &error).at(offset));
+        }
+        Ok(())
     }
 
     /// Asks the kernel to read no further than a huge page around what is asked for, or with
@@ -255,6 +271,11 @@ impl Mapping {
                 Some(libc::EINVAL) => advise.store(false, Ordering::Relaxed),
                 Some(libc::EINTR) => {}
                 Some(libc::EAGAIN) if tries < MAX_TRIES => {}
+                // A page that cannot be read: the advice does not say why, nor which.
+                Some(libc::EFAULT | libc::EHWPOISON) => {
+                    self.check_length()?;
+                    break;
+                }
                 _ => {
                     self.check_length()?;
                     return Err(Error::io(&self.path, "MADV_POPULATE_READ", &error).at(offset));
@@ -270,10 +291,7 @@ impl Mapping {
         let mut buffer = vec![0; TOUCH_BYTES.min(size_bytes)];
         for begin in (0..size_bytes).step_by(TOUCH_BYTES) {
             let piece = &mut buffer[..TOUCH_BYTES.min(size_bytes - begin)];
-            if let Err(error) = self.file.read_exact_at(piece, offset + begin as u64) {
-                self.check_length()?;
-                return Err(Error::io(&self.path, "read", &error).at(offset + begin as u64));
-            }
+            self.read_range(offset + begin as u64, piece)?;
             for page in (begin..begin + piece.len()).step_by(page_bytes()) {
                 let address = self.address.as_ptr().wrapping_add(offset as usize + page);
                 // SAFETY: the address is within the mapping and readable. A volatile read, since

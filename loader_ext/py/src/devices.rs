@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::prelude::*;
 use stoker_loader_core::device::{DEFAULT_SHAPE, Driver, Pipeline, Shape, Transfer};
 use stoker_loader_core::mapping;
@@ -51,7 +51,8 @@ pub fn copy_to_devices(
         if !fits || destinations.iter().any(|&(place, _)| place >= ordinals.len()) {
             return Err(PyValueError::new_err("a transfer leaves its file or the devices"));
         }
-        Ok(Transfer { source: &*sources[shard], offset, size_bytes, destinations })
+        let source = sources.get(shard).ok_or_else(|| PyIndexError::new_err(shard))?;
+        Ok(Transfer { source: &**source, offset, size_bytes, destinations })
     };
     let transfers = transfers.into_iter().map(import).collect::<PyResult<Vec<_>>>()?;
     let total = transfers.iter().map(|transfer| transfer.size_bytes).sum();

@@ -145,12 +145,14 @@ pub fn export_file(file: FileDigest) -> PyFile {
 
 /// The way back. Errors: `DigestInvalid`.
 pub fn import_file(path: &Path, (name, size_bytes, chunks): PyFile) -> Result<FileDigest> {
-    let parse = |chunk: &String| u128::from_str_radix(chunk, 16);
-    match chunks.iter().map(parse).collect() {
-        Ok(chunks) => Ok(FileDigest { name, size_bytes, chunks }),
-        Err(error) => {
-            let reason = format!("a chunk of {name:?}: {error}");
-            Err(Error::new(path, Kind::DigestInvalid { reason }))
-        }
-    }
+    let parse = |chunk: &String| {
+        // A number in Rust may have a sign, and any length.
+        let digits = chunk.len() == 32 && chunk.bytes().all(|digit| digit.is_ascii_hexdigit());
+        u128::from_str_radix(chunk, 16).ok().filter(|_| digits).ok_or_else(|| {
+            let reason = format!("a chunk of {name:?} is not 32 hexadecimal digits: {chunk:?}");
+            Error::new(path, Kind::DigestInvalid { reason })
+        })
+    };
+    let chunks = chunks.iter().map(parse).collect::<Result<_>>()?;
+    Ok(FileDigest { name, size_bytes, chunks })
 }

@@ -6,6 +6,7 @@ mod checkpoint;
 mod devices;
 mod dlpack;
 mod errors;
+mod faults;
 mod fetching;
 mod files;
 mod headers;
@@ -27,6 +28,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(devices::copy_to_devices, module)?)?;
     module.add_function(wrap_pyfunction!(kernels::has_wide_vectors, module)?)?;
     module.add_function(wrap_pyfunction!(errors::error_table, module)?)?;
+    module.add_function(wrap_pyfunction!(faults::explain_bus_errors, module)?)?;
     module.add_function(wrap_pyfunction!(files::residency, module)?)?;
     module.add_function(wrap_pyfunction!(files::evict, module)?)?;
     module.add_function(wrap_pyfunction!(files::prefetch, module)?)?;

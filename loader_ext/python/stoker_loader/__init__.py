@@ -5,6 +5,7 @@ from stoker_loader.backends import Backends, backends
 from stoker_loader.checkpoint import Checkpoint
 from stoker_loader.converting import ConvertReport, convert
 from stoker_loader.errors import LoaderError
+from stoker_loader.faults import explain_bus_errors
 from stoker_loader.fetching import Fetched, FetchLimits, FetchStats, Source, fetch
 from stoker_loader.identity import Digest, FileDigest, digest, sidecar_digest, verify
 from stoker_loader.modules import Assigned
@@ -38,6 +39,7 @@ __all__ = [
     "convert",
     "digest",
     "evict",
+    "explain_bus_errors",
     "fetch",
     "layout",
     "llama_plan",

@@ -186,6 +186,24 @@ def test_a_handler_that_kills_its_process_ends_the_worker(spawn_worker, tmp_path
     assert worker.process.wait(WAIT_S) == 9
 
 
+def test_a_file_that_is_cut_short_under_a_worker_is_named_in_its_log(spawn_worker, tmp_path):
+    source = "import mmap, os, resource\n"
+    source += "resource.setrlimit(resource.RLIMIT_CORE, (0, 0))\n"
+    source += "def predict(path):\n    file = open(path, 'r+b')\n"
+    source += (
+        "    pages = mmap.mmap(file.fileno(), 0)\n    os.truncate(path, 0)\n    return pages[9]"
+    )
+    (tmp_path / "handler.py").write_text(source)
+    weights = tmp_path / "weights"
+    weights.write_bytes(bytes(4096))
+    worker = spawn_worker()
+    worker.load_handler(tmp_path)
+    with pytest.raises(httpx.RemoteProtocolError):
+        worker.invoke(str(weights))
+    assert worker.process.wait(WAIT_S) == -signal.SIGBUS
+    assert f"stoker_loader: {weights}: byte 9 is mapped" in Path(worker.log_path).read_text()
+
+
 def test_every_log_line_is_json(spawn_worker, folder):
     worker = spawn_worker()
     worker.load_handler(folder)

@@ -58,7 +58,7 @@ impl Subject {
 
     /// The chunks that a range of bytes touches.
     pub fn chunks_of(&self, begin: u64, size_bytes: u64) -> Range<usize> {
-        let end = (begin + size_bytes).min(self.file_bytes).div_ceil(CHUNK_BYTES);
+        let end = begin.saturating_add(size_bytes).min(self.file_bytes).div_ceil(CHUNK_BYTES);
         (begin / CHUNK_BYTES) as usize..end as usize
     }
 

@@ -1,10 +1,36 @@
-//! What an arrival map needs of the kernel: locks that end with their process, and a sleep that
-//! another process ends.
+//! What an arrival map needs of the kernel: locks that end with their process, a sleep that another
+//! process ends, and room on the disk.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
+
+use crate::error::{Error, Result};
+
+/// Gives a file its length and all its room on the disk, or leaves it as it was.
+///
+/// So a full disk is found before anything is fetched; and in a mapped file, where a page without
+/// room would be a SIGBUS, before it is mapped. Errors: `Io`.
+pub fn reserve(file: &File, path: &Path, file_bytes: u64) -> Result<()> {
+    let failed = |action, error: &io::Error| Error::io(path, action, error);
+    let before = file.metadata().map_err(|error| failed("stat", &error))?.len();
+    if file_bytes > 0 {
+        let mut code = libc::EINTR;
+        while code == libc::EINTR {
+            // SAFETY: a call on an open descriptor.
+            code = unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, file_bytes.cast_signed()) };
+        }
+        if code != 0 {
+            // What it got before it failed would keep the disk full.
+            file.set_len(before).map_err(|error| failed("truncate", &error))?;
+            return Err(failed("reserve room", &io::Error::from_raw_os_error(code)));
+        }
+    }
+    file.set_len(file_bytes).map_err(|error| failed("truncate", &error))
+}
 
 /// Locks for writing, for as long as the file is open: a lock of the open file description
 /// (`F_OFD_SETLK`, fcntl(2)), which the kernel takes back when its process is gone.

@@ -16,13 +16,14 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 use std::time::{Duration, Instant};
 
 use self::head::{
     BEAT_AT, CHUNK_BYTES_AT, COMPLETE, FILE_BYTES_AT, HEAD_BYTES, Head, IDENTITY_AT, INODE_AT,
     MAGIC, STATE_AT, Subject, bit, parse,
 };
+pub(crate) use self::kernel::reserve;
 use self::kernel::{futex_wait, futex_wake, is_locked, lock, unlock};
 use crate::digest::CHUNK_BYTES;
 use crate::error::{Error, Kind, Result};
@@ -103,8 +104,7 @@ impl Arrival {
         let options = options.read(true).write(true).create_new(true).mode(0o600);
         let part = options.open(part_path).map_err(|error| Error::io(part_path, "open", &error))?;
         let found = part.metadata().map_err(|error| Error::io(part_path, "stat", &error))?;
-        file.set_len(subject.map_bytes() as u64)
-            .map_err(|error| Error::io(path, "truncate", &error))?;
+        reserve(&file, path, subject.map_bytes() as u64)?;
         let head = Head { subject, inode: found.ino() };
         let arrival = Self::map(file, path, head, true)?;
         arrival.store(FILE_BYTES_AT, &subject.file_bytes.to_le_bytes());
@@ -147,12 +147,16 @@ impl Arrival {
 
     /// Whether a chunk is there and verified.
     pub fn has(&self, chunk: usize) -> bool {
-        self.word(chunk).load(Ordering::Acquire) & bit(chunk) != 0
+        let word = self.word(chunk).load(Ordering::Relaxed);
+        // Not an acquiring load: of memory that is mapped to be read only, `std::sync::atomic`
+        // allows relaxed loads alone.
+        fence(Ordering::Acquire);
+        word & bit(chunk) != 0
     }
 
     /// Whether the file is complete and stands at its final name.
     pub fn is_complete(&self) -> bool {
-        self.number(STATE_AT).load(Ordering::Acquire) == COMPLETE
+        self.load(STATE_AT) == COMPLETE
     }
 
     /// Bytes of the chunks that are not there.
@@ -213,7 +217,7 @@ impl Arrival {
         silence: &mut Silence,
     ) -> Result<bool> {
         let all = || chunks.clone().all(|chunk| self.has(chunk));
-        let beat = self.number(BEAT_AT).load(Ordering::Acquire);
+        let beat = self.load(BEAT_AT);
         if all() {
             return Ok(true);
         }
@@ -272,6 +276,12 @@ impl Arrival {
         // SAFETY: within the first page of the mapping, at a multiple of 4 from its start, which is
         // a page's; lives as long as `self`.
         unsafe { AtomicU32::from_ptr(self.base.as_ptr().add(at).cast()) }
+    }
+
+    fn load(&self, at: usize) -> u32 {
+        let value = self.number(at).load(Ordering::Relaxed);
+        fence(Ordering::Acquire); // as in `has`
+        value
     }
 
     fn word(&self, chunk: usize) -> &AtomicU64 {

@@ -240,7 +240,9 @@ impl Pinned {
     /// # Safety
     /// No copy from it is under way.
     pub unsafe fn bytes(&mut self) -> &mut [u8] {
-        // SAFETY: the memory is ours alone, and the driver made it readable and writable.
+        // SAFETY: the memory is ours alone, no copy reads it (the caller's promise), and the driver
+        // made it readable and writable. Its bytes come from outside of Rust, which has to take
+        // them for initialised whatever they are.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.size_bytes) }
     }
 

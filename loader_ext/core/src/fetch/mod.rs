@@ -4,7 +4,7 @@
 //! ([`crate::arrival`]); both are gone when `NAME` appears. [`ledger`] decides who fetches what,
 //! [`origin`] knows HTTP, [`part`] owns the two files, and [`streams`] lets them work together.
 
-mod ledger;
+pub mod ledger;
 pub mod origin;
 mod part;
 mod streams;

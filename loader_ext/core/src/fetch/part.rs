@@ -11,7 +11,7 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use super::origin::Description;
 use crate::arrival::head::Subject;
-use crate::arrival::{Arrival, map_path, part_path};
+use crate::arrival::{Arrival, map_path, part_path, reserve};
 use crate::digest::{CHUNK_BYTES, FileDigest};
 use crate::error::{Error, Kind, Names, Result};
 use crate::pieces::{self, Step};
@@ -242,19 +242,6 @@ fn identity(described: &Description, expected: Option<&FileDigest>) -> [u8; 32] 
         hasher.update(b"once\0").update(&since.as_nanos().to_le_bytes());
     }
     hasher.finalize().into()
-}
-
-/// Takes the room on the disk now, so that a full disk is found before anything is fetched.
-fn reserve(file: &File, path: &Path, file_bytes: u64) -> Result<()> {
-    if file_bytes > 0 {
-        // SAFETY: a call on an open descriptor.
-        let code = unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, file_bytes.cast_signed()) };
-        if code != 0 {
-            let error = std::io::Error::from_raw_os_error(code);
-            return Err(Error::io(path, "reserve room", &error));
-        }
-    }
-    file.set_len(file_bytes).map_err(|error| Error::io(path, "truncate", &error))
 }
 
 #[cfg(test)]

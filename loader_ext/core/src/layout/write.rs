@@ -43,7 +43,7 @@ pub struct LayoutReport {
 /// All shards become one `model.safetensors` with its sidecar; other files are copied as they are. `watch` sees
 /// `(bytes done, bytes in all)` and may stop it. Everything is on disk before the destination
 /// appears under its name; on an error nothing remains. Errors: those of [`Checkpoint::open`],
-/// `DestinationExists`, `FileChanged`, `PickleRefused`, `Io`.
+/// `DestinationExists`, `HeaderTooLong`, `FileChanged`, `PickleRefused`, `Io`.
 pub fn layout(
     source: &Path,
     destination: &Path,
@@ -65,7 +65,10 @@ pub fn layout(
     let (others, skipped) = sort_files(source, &checkpoint)?;
 
     let text = &plan.header[LENGTH_BYTES as usize..];
-    let header = header::parse(&destination.join(SINGLE_FILE), text, plan.file_bytes)?;
+    let file = destination.join(SINGLE_FILE);
+    // Headers of many shards may be more than one file can have.
+    header::parse_length(&file, &plan.header, plan.file_bytes)?;
+    let header = header::parse(&file, text, plan.file_bytes)?;
     let total = plan.file_bytes
         + sidecar::encoded_bytes(&header, plan.file_bytes)
         + others.iter().map(|entry| entry.size_bytes).sum::<u64>();

@@ -100,3 +100,17 @@ fn a_pickle_under_another_name_is_refused() {
     assert_eq!((error.kind, error.file), (Kind::PickleRefused, source.join("extra.json")));
     assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
 }
+
+#[test]
+fn a_header_that_no_reader_would_take_is_not_written() {
+    let root = tempfile::tempdir().unwrap();
+    let source = root.path().join("s");
+    fs::create_dir(&source).unwrap();
+    for shard in ["a", "b"] {
+        let name = shard.repeat(header::HEADER_LIMIT_BYTES as usize / 2);
+        write_bytes(&source.join(format!("{shard}.safetensors")), &[(&name, vec![1])]);
+    }
+    let error = lay(&source, &root.path().join("d")).unwrap_err();
+    assert_eq!(error.kind.code(), "header_too_long");
+    assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
+}
