@@ -15,7 +15,7 @@ from tests.bench.loader.http_child import Fetching, FetchOrder
 from tests.bench.loader.network import Link
 from tests.bench.loader.processes import run_module
 from tests.bench.loader.results import HttpResults
-from tests.bench.loader.store import REHEARSAL, Store
+from tests.bench.loader.store import Store
 from tests.bench.loader.web import STREAMS, raw_bytes_per_s, serving
 
 import stoker_loader
@@ -33,7 +33,7 @@ class Exchange:
     @contextmanager
     def over(self, link: Link) -> Iterator[dict[str, Callable[[], float | Fetching]]]:
         """What measures each way. Raises NoServerError."""
-        file, rehearsal = self.store.ours(self.checkpoint), self.store.ours(REHEARSAL)
+        file = self.store.ours(self.checkpoint)
         data = self.store.data.resolve()
         stoker_loader.prefetch(file)
         with (
@@ -45,10 +45,8 @@ class Exchange:
             digest.write_text(json.dumps([known.name, known.size_bytes, known.chunks]))
             order = FetchOrder(
                 url=f"{url}/{file.resolve().relative_to(data)}",
-                rehearsal_url=f"{url}/{rehearsal.resolve().relative_to(data)}",
                 destination=str(Path(folder) / "into" / file.name),
                 digest=str(digest),
-                touched_bytes=known.size_bytes,
             )
             yield {
                 **{
