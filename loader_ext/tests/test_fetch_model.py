@@ -6,9 +6,7 @@ the README, not by the code under test.
 
 from __future__ import annotations
 
-import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -29,47 +27,17 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from starlette.types import Receive, Scope, Send
 
 import stoker_loader as sl
+from fetch_faults import Kills, replaces, wrong_bytes
 from stoker_loader import errors
-from support.object_store import Asked, ObjectStore, breaks_off, piece, served, status
+from support.object_store import ObjectStore, breaks_off, served, status
+from versions import CHUNK, LENGTHS, Version
 
-CHUNK = 8 << 20
-LENGTHS = {"a": 4 << 20, "b": 8 << 20, "c": (4 << 20) + 77}  # over three chunks
 NAME = "model.safetensors"
 MAX_KILLS = 2  # of processes in one sequence: each costs an interpreter's start
 QUICK = sl.FetchLimits(streams=2, stall_s=20)
 EXAMPLES, SEARCHED_EXAMPLES = 20, 150
-
-
-@dataclass(frozen=True)
-class Version:
-    """An object that the server may hold."""
-
-    etag: str
-    body: bytes
-    tensors: dict[str, bytes]
-    digest: sl.FileDigest
-
-    @staticmethod
-    def make(seed: int, directory: Path) -> Version:
-        source = random.Random(seed)
-        tensors = {name: source.randbytes(length) for name, length in LENGTHS.items()}
-        header, begin = {}, 0
-        for name, data in tensors.items():
-            offsets = [begin, begin + len(data)]
-            header[name] = {"dtype": "U8", "shape": [len(data)], "data_offsets": offsets}
-            begin += len(data)
-        text = json.dumps(header).encode()
-        body = len(text).to_bytes(8, "little") + text + b"".join(tensors.values())
-        path = directory / f"version-{seed}"
-        path.write_bytes(body)
-        (digest,) = sl.digest(path).files
-        return Version(f'"v{seed}"', body, tensors, digest)
-
-    def chunk(self, number: int) -> bytes:
-        return self.body[number * CHUNK : (number + 1) * CHUNK]
 
 
 @dataclass
@@ -83,55 +51,6 @@ class World:
 
 class Enough(Exception):
     """Stops a fetch from its progress callback."""
-
-
-# --- faults of one fetch ------------------------------------------------------------------------
-
-
-def wrong_bytes(store: ObjectStore, number: int, times: int):  # type: ignore[no-untyped-def]
-    """One flipped bit in a chunk, so many times."""
-    left = times
-
-    async def fault(asked: Asked, scope: Scope, receive: Receive, send: Send) -> bool:
-        nonlocal left
-        if asked.first != number * CHUNK or asked.last == 0 or left == 0:
-            return False
-        left -= 1
-        data = bytearray(store.body[asked.first : asked.last + 1])
-        data[len(data) // 2] ^= 1
-        await send(store.head(asked))
-        await send(piece(bytes(data), more=False))
-        return True
-
-    return fault
-
-
-def replaces(store: ObjectStore, number: int, other: Version):  # type: ignore[no-untyped-def]
-    """The object is another one from the first request for this chunk on."""
-
-    async def fault(asked: Asked, scope: Scope, receive: Receive, send: Send) -> bool:
-        if asked.first == number * CHUNK and asked.last > 0:
-            store.body, store.etag = other.body, other.etag
-        return False
-
-    return fault
-
-
-class Kills:
-    """Kills a process when it has got so many bytes of a chunk."""
-
-    def __init__(self, store: ObjectStore, number: int, after_bytes: int) -> None:
-        self.child: subprocess.Popen[bytes] | None = None
-        self._store, self._first, self._after_bytes = store, number * CHUNK, after_bytes
-
-    async def __call__(self, asked: Asked, scope: Scope, receive: Receive, send: Send) -> bool:
-        if asked.first != self._first or asked.last == 0 or self.child is None:
-            return False
-        await send(self._store.head(asked))
-        data = self._store.body[asked.first : asked.last + 1][: self._after_bytes]
-        await send(piece(data))
-        self.child.kill()
-        return True
 
 
 CHILD = """

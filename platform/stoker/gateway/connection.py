@@ -130,7 +130,6 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         if self._status is not None and not self._framed and error is None:
             self._complete = True
-        self._keep_alive = False
         self._break(str(error) if error else "it closed the connection")
 
     # --- llhttp -------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -55,30 +56,31 @@ def fetch(order: FetchOrder) -> Fetching:
         name, size_bytes, chunks = json.loads(Path(order.digest).read_text())
         expected = stoker_loader.FileDigest(name, size_bytes, tuple(chunks))
     destination = Path(order.destination)
-    first: list[float] = []
     begun = threading.Event()  # the part file is there
     cpu_before = cpu_s()
     began = time.perf_counter()
 
-    def read_first() -> None:
+    def read_first() -> float:
         begun.wait()
         with stoker_loader.open_arriving(destination) as checkpoint:
             checkpoint.numpy(checkpoint.names[0])
-            first.append(time.perf_counter() - began)
+            return time.perf_counter() - began
 
-    reader = threading.Thread(target=read_first)
-    reader.start()
-    fetched = stoker_loader.fetch(
-        order.url, destination, expected=expected, progress=lambda done, total: begun.set()
-    )
-    ended = time.perf_counter()
-    cpu = cpu_s() - cpu_before
-    reader.join()
+    with ThreadPoolExecutor(max_workers=1) as reader:
+        first_tensor_s = reader.submit(read_first)
+        try:
+            fetched = stoker_loader.fetch(
+                order.url, destination, expected=expected, progress=lambda done, total: begun.set()
+            )
+        finally:
+            begun.set()  # nobody waits for a fetch that never began
+        ended = time.perf_counter()
+        cpu = cpu_s() - cpu_before
     return Fetching(
         size_bytes=fetched.digest.size_bytes,
         fetch_s=ended - began,
         sync_s=fetched.stats.sync_s,
-        first_tensor_s=first[0],
+        first_tensor_s=first_tensor_s.result(),
         cpu_s=cpu,
     )
 
