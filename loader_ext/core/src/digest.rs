@@ -5,11 +5,10 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::str::FromStr;
 
-use xxhash_rust::xxh3::Xxh3;
-
 use crate::error::{Error, Kind, Names, Result};
 use crate::inventory::{Entry, Links, inventory};
 use crate::pieces::{self, Step};
+use crate::xxh3::Xxh3;
 
 /// The bytes that one XXH3-128 is over; the last chunk of a file is shorter.
 pub const CHUNK_BYTES: u64 = 8 << 20;
@@ -202,7 +201,7 @@ fn digest_chunk(
     }
     let (_, file) = open.as_ref().expect("it was opened above");
     let end = entry.size_bytes.min(begin + CHUNK_BYTES);
-    let mut hasher = Xxh3::new();
+    let mut hasher = Xxh3::default();
     let mut offset = begin;
     while offset < end {
         let room = (end - offset).min(READ_BYTES as u64) as usize;
@@ -220,7 +219,7 @@ fn digest_chunk(
             Err(error) => return Err(Error::io(&entry.path, "read", &error).at(offset)),
         }
     }
-    Ok((hasher.digest128(), end - begin))
+    Ok((hasher.finish(), end - begin))
 }
 
 /// Digests a stream of bytes chunk by chunk, while they are warm.
@@ -240,8 +239,7 @@ impl StreamDigest {
             self.hasher.update(now);
             self.size_bytes += now.len() as u64;
             if self.size_bytes.is_multiple_of(CHUNK_BYTES) {
-                self.chunks.push(self.hasher.digest128());
-                self.hasher.reset();
+                self.chunks.push(std::mem::take(&mut self.hasher).finish());
             }
             bytes = later;
         }
@@ -255,7 +253,7 @@ impl StreamDigest {
     /// The digest of all bytes as a file of this name.
     pub fn finish(mut self, name: String) -> FileDigest {
         if !self.size_bytes.is_multiple_of(CHUNK_BYTES) {
-            self.chunks.push(self.hasher.digest128());
+            self.chunks.push(self.hasher.finish());
         }
         FileDigest { name, size_bytes: self.size_bytes, chunks: self.chunks }
     }

@@ -1,9 +1,9 @@
 //! Reads, maps, lays out and verifies safetensors checkpoints; knows nothing of Python.
 //!
 //! [`checkpoint`] finds the files of a checkpoint and reads their headers ([`header`] and [`index`]
-//! are the pure parsers, [`sidecar`] says what a header says in binary), [`mapping`] maps them and
-//! brings them into the page cache, [`source`] reads them in other ways and says which one a load
-//! takes, [`residency`], [`evict`] and [`pin`] look at, empty and hold that cache, [`fetch`] brings
+//! are the pure parsers, [`sidecar`] says what a header says in binary), [`mapping`] maps them,
+//! [`populate`] brings them into the page cache, [`source`] reads them in other ways and says which
+//! one a load takes, [`residency`], [`evict`] and [`pin`] look at, empty and hold that cache, [`fetch`] brings
 //! files from elsewhere and [`arrival`] tells who waits for them, [`digest`] gives a checkpoint its
 //! identity, [`verification`] compares chunks with it as they come in, [`layout`] rewrites one so
 //! that fused weights are one view, [`parallel`] reads what one rank of several needs, and
@@ -31,10 +31,12 @@ pub mod names;
 pub mod parallel;
 pub mod pieces;
 pub mod pin;
+pub mod populate;
 pub mod residency;
 pub mod sidecar;
 pub mod source;
 pub mod verification;
+mod xxh3;
 
 #[cfg(test)]
 mod fixture;

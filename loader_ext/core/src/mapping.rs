@@ -1,30 +1,22 @@
-//! A file in memory: a private writable mapping on a 2 MiB boundary, and bringing its pages in.
+//! A file in memory: a private writable mapping on a 2 MiB boundary.
 
 use std::fs::File;
-use std::hint;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::arrival::{Arriving, Silence};
 use crate::checkpoint::Shard;
 use crate::error::{Error, Kind, Result};
-use crate::pieces::{self, Step};
 use crate::pin::refused;
+use crate::populate::Advice;
 use crate::verification::Verification;
 
 /// The size of a PMD-mapped page; only an address on this boundary can map one.
 pub const HUGE_PAGE_BYTES: usize = 2 << 20;
-/// What one `madvise` brings in: long enough to hide the call, short enough to share the work.
-pub const PIECE_BYTES: u64 = 8 << 20;
-/// The fewest readers in flight: one keeps no disk's queue full, however few processors there are.
-const MIN_POPULATE_THREADS: usize = 4;
-const MAX_TRIES: u32 = 16;
-const TOUCH_BYTES: usize = 1 << 20;
 
 /// A whole file, mapped `MAP_PRIVATE` and writable: writes copy the page and never reach the file.
 ///
@@ -127,6 +119,11 @@ impl Mapping {
         self.address
     }
 
+    /// The file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The length of the file.
     pub fn size_bytes(&self) -> usize {
         self.bytes
@@ -147,18 +144,17 @@ impl Mapping {
 
     /// Reads a range into memory elsewhere, having brought it into the page cache in large folios.
     ///
-    /// Unlike the mapping itself this is safe where the file became shorter. `advise` is cleared
-    /// where the kernel does not know how to populate. The range must lie in the file, and of a
-    /// file that is on its way it must have arrived. Errors: `FileChanged`, `ChunkMismatch`, `Io`.
-    pub fn read(&self, offset: u64, into: &mut [u8], advise: &AtomicBool) -> Result<()> {
+    /// Unlike the mapping itself this is safe where the file became shorter. The range must
+    /// lie in the file, and of a file that is on its way it must have arrived. Errors: `FileChanged`, `ChunkMismatch`, `Io`.
+    pub fn read(&self, offset: u64, into: &mut [u8], advice: &Advice) -> Result<()> {
         assert!(offset + into.len() as u64 <= self.bytes as u64, "the range lies in the file");
         let lead = offset % page_bytes() as u64;
-        self.bring_in(offset - lead, lead + into.len() as u64, advise)?;
+        self.bring_in(offset - lead, lead + into.len() as u64, advice)?;
         self.read_range(offset, into)
     }
 
     /// Reads a range; an error tells the byte at which it happened.
-    fn read_range(&self, mut offset: u64, mut into: &mut [u8]) -> Result<()> {
+    pub(crate) fn read_range(&self, mut offset: u64, mut into: &mut [u8]) -> Result<()> {
         while !into.is_empty() {
             let error = match self.file.read_at(into, offset) {
                 Ok(0) => io::ErrorKind::UnexpectedEof.into(),
@@ -223,86 +219,7 @@ impl Mapping {
         self.verification.as_deref()
     }
 
-    /// Brings a range that begins on a page in, and where digests are known compares all of each
-    /// chunk that it touches. Errors: as for loading, and `ChunkMismatch`.
-    pub(crate) fn bring_in(&self, offset: u64, size_bytes: u64, advise: &AtomicBool) -> Result<()> {
-        self.populate_range(offset, size_bytes, advise)?;
-        let Some(verification) = &self.verification else { return Ok(()) };
-        verification.chunks_of(offset, size_bytes).try_for_each(|chunk| {
-            verification.check(chunk, |begin, length| {
-                if (begin, length) != (offset, size_bytes) {
-                    self.populate_range(begin, length, advise)?;
-                }
-                // SAFETY: chunks lie within the file's checked length, which is the mapping's, and
-                // were just populated. Nobody of this process writes to them: tensors of a chunk
-                // are given out only after it was found right, and then it is never read here
-                // again. Files must not be written while they are open, as for every reader.
-                Ok(unsafe {
-                    std::slice::from_raw_parts(
-                        self.address.as_ptr().add(begin as usize),
-                        length as usize,
-                    )
-                })
-            })
-        })
-    }
-
-    /// Brings a range that begins on a page into the page cache and maps it.
-    pub(crate) fn populate_range(
-        &self,
-        offset: u64,
-        size_bytes: u64,
-        advise: &AtomicBool,
-    ) -> Result<()> {
-        let start = self.address.as_ptr().wrapping_add(offset as usize).cast();
-        let mut tries = 0;
-        while advise.load(Ordering::Relaxed) {
-            // SAFETY: the callers' pieces lie within the mapping, which `self` keeps alive;
-            // populating for reading changes no byte.
-            let status =
-                unsafe { libc::madvise(start, size_bytes as usize, libc::MADV_POPULATE_READ) };
-            if status == 0 {
-                return Ok(());
-            }
-            let error = io::Error::last_os_error();
-            tries += 1;
-            match error.raw_os_error() {
-                // Kernels before 5.14 do not know the advice.
-                Some(libc::EINVAL) => advise.store(false, Ordering::Relaxed),
-                Some(libc::EINTR) => {}
-                Some(libc::EAGAIN) if tries < MAX_TRIES => {}
-                // A page that cannot be read: the advice does not say why, nor which.
-                Some(libc::EFAULT | libc::EHWPOISON) => {
-                    self.check_length()?;
-                    break;
-                }
-                _ => {
-                    self.check_length()?;
-                    return Err(Error::io(&self.path, "MADV_POPULATE_READ", &error).at(offset));
-                }
-            }
-        }
-        self.touch_range(offset, size_bytes as usize)
-    }
-
-    /// The same without the kernel's help: `read` fills the page cache (and reports what a page
-    /// fault would turn into SIGBUS), then one load per page maps it.
-    fn touch_range(&self, offset: u64, size_bytes: usize) -> Result<()> {
-        let mut buffer = vec![0; TOUCH_BYTES.min(size_bytes)];
-        for begin in (0..size_bytes).step_by(TOUCH_BYTES) {
-            let piece = &mut buffer[..TOUCH_BYTES.min(size_bytes - begin)];
-            self.read_range(offset + begin as u64, piece)?;
-            for page in (begin..begin + piece.len()).step_by(page_bytes()) {
-                let address = self.address.as_ptr().wrapping_add(offset as usize + page);
-                // SAFETY: the address is within the mapping and readable. A volatile read, since
-                // another thread may write to its tensors at the same time.
-                hint::black_box(unsafe { ptr::read_volatile(address) });
-            }
-        }
-        Ok(())
-    }
-
-    fn check_length(&self) -> Result<()> {
+    pub(crate) fn check_length(&self) -> Result<()> {
         let found = self.file.metadata().map_err(|e| Error::io(&self.path, "fstat", &e))?;
         if found.len() >= self.bytes as u64 {
             return Ok(());
@@ -319,68 +236,6 @@ impl Drop for Mapping {
         // holds this value.
         unsafe { libc::munmap(self.address.as_ptr().cast(), self.bytes) };
     }
-}
-
-/// Readers in flight unless the caller knows better.
-pub fn populate_threads() -> usize {
-    pieces::processor_threads().max(MIN_POPULATE_THREADS)
-}
-
-/// Brings all pages of the mappings into the page cache and maps them, in file order.
-///
-/// Of a file that is still on its way each piece is brought in as soon as it has arrived. `watch`
-/// sees the bytes done so far and may stop it. Done again it only finds that all is there. Errors:
-/// `FileChanged` if a file became shorter, `FetchAbandoned`, `WaitTimeout`, `Io`, and whatever
-/// `watch` returns.
-pub fn populate(
-    mappings: &[Arc<Mapping>],
-    threads: usize,
-    watch: impl FnMut(u64) -> Result<()>,
-) -> Result<u64> {
-    populate_in_pieces(mappings, threads, PIECE_BYTES, watch)
-}
-
-/// The same with pieces of another length (rounded up to pages), so that what long ones are worth
-/// can be measured.
-pub fn populate_in_pieces(
-    mappings: &[Arc<Mapping>],
-    threads: usize,
-    piece_bytes: u64,
-    watch: impl FnMut(u64) -> Result<()>,
-) -> Result<u64> {
-    populate_with(mappings, threads, piece_bytes, &AtomicBool::new(true), watch)
-}
-
-fn populate_with(
-    mappings: &[Arc<Mapping>],
-    threads: usize,
-    piece_bytes: u64,
-    advise: &AtomicBool,
-    watch: impl FnMut(u64) -> Result<()>,
-) -> Result<u64> {
-    let piece_bytes = piece_bytes.max(1).next_multiple_of(page_bytes() as u64);
-    let work: Vec<(&Mapping, u64, u64)> = mappings
-        .iter()
-        .flat_map(|mapping| {
-            let end = mapping.bytes as u64;
-            (0..end)
-                .step_by(piece_bytes as usize)
-                .map(move |begin| (&**mapping, begin, piece_bytes.min(end - begin)))
-        })
-        .collect();
-    pieces::run(
-        work.len(),
-        threads,
-        Silence::default,
-        |silence, index| {
-            let (mapping, begin, size_bytes) = work[index];
-            if !mapping.has_arrived(begin, size_bytes, silence)? {
-                return Ok(Step::Again);
-            }
-            mapping.bring_in(begin, size_bytes, advise).map(|()| Step::Done(size_bytes))
-        },
-        watch,
-    )
 }
 
 /// The size of a small page.

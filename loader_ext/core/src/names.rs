@@ -3,9 +3,8 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use xxhash_rust::xxh3::xxh3_64;
-
 use crate::header::{Header, TensorRecord};
+use crate::xxh3::xxh3_64;
 
 /// The hashes of all names in order, with the shard and the tensor that each is of.
 #[derive(Debug)]

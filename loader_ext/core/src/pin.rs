@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::{Error, Kind, Result};
-use crate::mapping::{self, Mapping};
+use crate::mapping::Mapping;
+use crate::populate::populate;
 
 /// Files whose pages no other process and no shortage of memory takes out of the page cache.
 #[derive(Debug)]
@@ -28,7 +29,7 @@ impl Pin {
         watch: impl FnMut(u64) -> Result<()>,
     ) -> Result<Self> {
         mappings.iter().try_for_each(|mapping| mapping.lock())?;
-        mapping::populate(&mappings, threads, watch)?;
+        populate(&mappings, threads, watch)?;
         Ok(Self { mappings })
     }
 

@@ -7,13 +7,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
-
 use crate::digest::{CHUNK_BYTES, FileDigest};
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result};
 use crate::header::{self, Header, LENGTH_BYTES, TensorRecord};
 use crate::names::first_repeated;
+use crate::xxh3::{xxh3_64, xxh3_128};
 
 /// What a sidecar's name ends with in place of `.safetensors`.
 pub const EXTENSION: &str = "stx";

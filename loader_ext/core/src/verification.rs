@@ -2,19 +2,19 @@
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
-
-use xxhash_rust::xxh3::xxh3_128;
 
 use crate::checkpoint::{Checkpoint, Shard, Sidecars, sidecar_bytes};
 use crate::digest::{CHUNK_BYTES, FileDigest};
 use crate::error::{Error, Kind, Names, Result};
 use crate::header::Header;
-use crate::mapping::{self, Mapping};
+use crate::mapping::Mapping;
 use crate::pieces::{self, Step};
+use crate::populate::{self, Advice};
 use crate::sidecar;
+use crate::xxh3::xxh3_128;
 
 /// Which chunks of a file have been found right. All mappings of an open file share one.
 #[derive(Debug)]
@@ -156,7 +156,7 @@ fn known_chunks(shard: &Shard, files: &[FileDigest], alone: bool) -> Result<Vec<
 
 /// Readers in flight where chunks are compared: while some hash, as many as ever must be reading.
 pub fn populate_threads() -> usize {
-    mapping::populate_threads() + pieces::processor_threads()
+    populate::default_threads() + pieces::processor_threads()
 }
 
 /// Brings in and compares the chunks that a range touches; nothing where no digests are known.
@@ -175,11 +175,11 @@ pub fn verify_range(
         .chunks_of(offset, size_bytes)
         .filter(|chunk| !verification.is_verified(*chunk))
         .collect();
-    let advise = AtomicBool::new(true);
+    let advice = Advice::default();
     let work = |(): &mut (), index: usize| {
         let begin = chunks[index] as u64 * CHUNK_BYTES;
         let length = CHUNK_BYTES.min(verification.file_bytes - begin);
-        mapping.bring_in(begin, length, &advise).map(|()| Step::Done(length))
+        mapping.bring_in(begin, length, &advice).map(|()| Step::Done(length))
     };
     pieces::run(chunks.len(), threads, || (), work, watch).map(drop)
 }

@@ -4,7 +4,7 @@ use std::os::unix::fs::FileExt;
 use super::*;
 use crate::digest::digest;
 use crate::fixture::write_bytes;
-use crate::mapping::populate_in_pieces;
+use crate::populate::populate_in_pieces;
 
 const CHUNK: usize = CHUNK_BYTES as usize;
 
@@ -78,10 +78,10 @@ fn what_a_device_reads_is_compared_before_it_is_given_out() {
     let known = digest(&path, |_| Ok(())).unwrap().files;
     flip(&path, 2 * CHUNK_BYTES);
     let (_checkpoint, mapping) = opened(&path, &known);
-    let advise = AtomicBool::new(true);
-    mapping.read(CHUNK_BYTES + 5, &mut [0; 100], &advise).unwrap();
+    let advice = Advice::default();
+    mapping.read(CHUNK_BYTES + 5, &mut [0; 100], &advice).unwrap();
     let mut slot = [7; 100];
-    let error = mapping.read(3 * CHUNK_BYTES - 50, &mut slot, &advise).unwrap_err();
+    let error = mapping.read(3 * CHUNK_BYTES - 50, &mut slot, &advice).unwrap_err();
     assert!(matches!(error.kind, Kind::ChunkMismatch { chunk: 2, .. }), "{error}");
     assert_eq!(slot, [7; 100]);
 }

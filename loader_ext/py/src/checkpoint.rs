@@ -12,9 +12,9 @@ use pyo3::types::PyDict;
 use stoker_loader_core::arrival::Arriving;
 use stoker_loader_core::checkpoint::{Checkpoint, Shard, Waiter};
 use stoker_loader_core::dtype::Dtype;
-use stoker_loader_core::mapping::{self, Mapping};
+use stoker_loader_core::mapping::Mapping;
 use stoker_loader_core::source::{self, Backend, Sink, Wanted, image, probe};
-use stoker_loader_core::{Kind, Result, parallel, residency, verification};
+use stoker_loader_core::{Kind, Result, parallel, populate, residency, verification};
 
 use crate::attach::{Placed, attach};
 use crate::dlpack;
@@ -161,7 +161,7 @@ impl NativeCheckpoint {
     }
 
     /// Brings all pages in, `piece_bytes` at a time; returns the bytes.
-    #[pyo3(signature = (callback, threads, piece_bytes=mapping::PIECE_BYTES))]
+    #[pyo3(signature = (callback, threads, piece_bytes=populate::PIECE_BYTES))]
     fn populate(
         &self,
         py: Python<'_>,
@@ -173,7 +173,7 @@ impl NativeCheckpoint {
         let total = self.checkpoint.checkpoint_bytes();
         let threads = threads.unwrap_or_else(|| self.populate_threads());
         progress::run(py, &callback, |watch| {
-            mapping::populate_in_pieces(mappings, threads, piece_bytes, |done| watch(done, total))
+            populate::populate_in_pieces(mappings, threads, piece_bytes, |done| watch(done, total))
         })
     }
 
@@ -206,7 +206,7 @@ impl NativeCheckpoint {
         threads: Option<usize>,
     ) -> PyResult<Parts> {
         let backend = import_backend(backend)?;
-        let threads = threads.unwrap_or_else(mapping::populate_threads);
+        let threads = threads.unwrap_or_else(populate::default_threads);
         let (shards, total) = (&self.checkpoint.shards, self.checkpoint.checkpoint_bytes());
         let images = progress::run(py, &callback, |watch| {
             let sources = source::open_all(backend, shards)?;
@@ -291,7 +291,7 @@ impl NativeCheckpoint {
     fn populate_threads(&self) -> usize {
         match self.checkpoint.shards.iter().any(|shard| shard.verification.is_some()) {
             true => verification::populate_threads(),
-            false => mapping::populate_threads(),
+            false => populate::default_threads(),
         }
     }
 

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 use stoker_loader_core::digest::{self as digests, Digest, FileDigest};
 use stoker_loader_core::inventory::{Links, inventory};
-use stoker_loader_core::mapping::{self, Mapping};
+use stoker_loader_core::mapping::Mapping;
 use stoker_loader_core::{
-    Error, Kind, Result, evict as evicting, layout as layouts, residency as cache, verification,
+    Error, Kind, Result, evict as evicting, layout as layouts, populate, residency as cache,
+    verification,
 };
 
 use crate::errors::to_python;
@@ -44,8 +45,8 @@ pub fn prefetch(
     progress::run(py, &callback, |watch| {
         let mappings = map_all(&path)?;
         let total = mappings.iter().map(|mapping| mapping.size_bytes() as u64).sum();
-        let threads = threads.unwrap_or_else(mapping::populate_threads);
-        mapping::populate(&mappings, threads, |done| watch(done, total))
+        let threads = threads.unwrap_or_else(populate::default_threads);
+        populate::populate(&mappings, threads, |done| watch(done, total))
     })
 }
 

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use pyo3::prelude::*;
-use stoker_loader_core::mapping;
 use stoker_loader_core::pin::Pin as CorePin;
+use stoker_loader_core::populate;
 
 use crate::files::map_all;
 use crate::progress::{self, Callback};
@@ -26,7 +26,7 @@ impl Pin {
         let pin = progress::run(py, &callback, |watch| {
             let mappings = map_all(&path)?;
             let total = mappings.iter().map(|mapping| mapping.size_bytes() as u64).sum();
-            let threads = threads.unwrap_or_else(mapping::populate_threads);
+            let threads = threads.unwrap_or_else(populate::default_threads);
             CorePin::new(mappings, threads, |done| watch(done, total))
         })?;
         Ok(Self(Mutex::new(Some(pin))))

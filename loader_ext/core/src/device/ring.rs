@@ -18,7 +18,7 @@ pub struct Shape {
 }
 
 /// 64 MiB in all: enough to hide a copy engine's latency, and the most that a load may cost beyond
-/// the checkpoint's own pages. 8 MiB are what one `madvise` brings in (`mapping::PIECE_BYTES`).
+/// the checkpoint's own pages. 8 MiB are what one `madvise` brings in (`populate::PIECE_BYTES`).
 pub const DEFAULT_SHAPE: Shape = Shape { slots: 8, slot_bytes: 8 << 20 };
 
 /// When a slot may be filled again.

@@ -7,14 +7,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
 
-use xxhash_rust::xxh3::{Xxh3, xxh3_128};
-
 use super::origin::Description;
 use crate::arrival::head::Subject;
 use crate::arrival::{Arrival, map_path, part_path, reserve};
 use crate::digest::{CHUNK_BYTES, FileDigest};
 use crate::error::{Error, Kind, Names, Result};
 use crate::pieces::{self, Step};
+use crate::xxh3::{Xxh3, xxh3_128};
 
 /// A file that grows chunk by chunk.
 #[derive(Debug)]
@@ -113,7 +112,7 @@ impl Part {
 
     /// Begins to write a chunk as it comes. One writer a chunk at a time.
     pub fn writer(&self, chunk: usize) -> Writer<'_> {
-        Writer { part: self, chunk, hasher: Xxh3::new(), written_bytes: 0 }
+        Writer { part: self, chunk, hasher: Xxh3::default(), written_bytes: 0 }
     }
 
     /// Writes a whole chunk at once, over what another stream may have begun.
@@ -214,7 +213,7 @@ impl Writer<'_> {
 
     /// All bytes are written: verifies and seals the chunk. Errors: `ChunkMismatch`.
     pub fn finish(self) -> Result<Outcome> {
-        let digest = self.hasher.digest128();
+        let digest = self.hasher.finish();
         self.part.check(self.chunk, digest)?;
         let mut sealed = self.part.lock(self.chunk);
         if *sealed {

@@ -3,22 +3,20 @@
 use std::any::Any;
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::arena::{ALIGNMENT_BYTES, Arena};
 use crate::arrival::Silence;
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::header::TensorRecord;
-use crate::mapping::{Mapping, PIECE_BYTES, page_bytes};
+use crate::mapping::{Mapping, page_bytes};
 use crate::parallel::plan::{Plan, Slice};
 use crate::pieces::{self, Step};
+use crate::populate::{Advice, PIECE_BYTES};
 
 /// A gap in the file that is read rather than stepped over: at gigabytes a second it takes about
 /// as long as a request of its own.
 pub const GAP_BYTES: u64 = 256 << 10;
-/// What must have come in with a page for the kernel to be one that reads huge pages at once.
-const PROBE_BYTES: u64 = 64 << 10;
 
 /// One tensor of a rank.
 #[derive(Debug)]
@@ -96,7 +94,7 @@ pub fn read<'a>(
 
     let total = pages.iter().map(|pages| pages.size_bytes).sum::<u64>()
         + copies.iter().map(Copy::size_bytes).sum::<u64>();
-    let reader = Reader { advise: AtomicBool::new(true), exactly: AtomicBool::new(true) };
+    let advice = Advice::default();
     pieces::run(
         pages.len() + copies.len(),
         threads,
@@ -107,7 +105,7 @@ pub fn read<'a>(
                 if !view.has_arrived(pages.begin, pages.size_bytes, silence)? {
                     return Ok(Step::Again);
                 }
-                reader.populate(view, pages.begin, pages.size_bytes)?;
+                bring_in_pages(view, pages.begin, pages.size_bytes, &advice)?;
                 return Ok(Step::Done(pages.size_bytes));
             }
             let copy = &copies[index - pages.len()];
@@ -116,7 +114,7 @@ pub fn read<'a>(
             if !source.has_arrived(copy.source, copy.span_bytes(), silence)? {
                 return Ok(Step::Again);
             }
-            copy.populate(source, &reader)?;
+            copy.populate(source, &advice)?;
             copy.run(source, &arena);
             Ok(Step::Done(copy.size_bytes()))
         },
@@ -140,31 +138,12 @@ fn map_shards(
     checkpoint.shards.iter().enumerate().map(map).collect()
 }
 
-/// How pages are brought in, as the kernel has answered so far.
-struct Reader {
-    advise: AtomicBool,
-    exactly: AtomicBool,
-}
-
-impl Reader {
-    /// Brings in a range of bytes, and no pages but its own.
-    fn populate(&self, mapping: &Mapping, offset: u64, size_bytes: u64) -> Result<()> {
-        let page = page_bytes() as u64;
-        let begin = offset / page * page;
-        let end = (offset + size_bytes).next_multiple_of(page).min(mapping.size_bytes() as u64);
-        // Kernels before 5.18 read a page at a time where they may not read ahead. A page tells
-        // that was not there before.
-        let first_bytes = page.min(end - begin);
-        let probed_bytes = PROBE_BYTES.min(end - begin);
-        if self.exactly.load(Ordering::Relaxed) && !mapping.is_resident(begin, first_bytes)? {
-            mapping.populate_range(begin, first_bytes, &self.advise)?;
-            self.exactly.fetch_and(mapping.is_resident(begin, probed_bytes)?, Ordering::Relaxed);
-        }
-        if !self.exactly.load(Ordering::Relaxed) {
-            mapping.read_exactly(false)?;
-        }
-        mapping.bring_in(begin, end - begin, &self.advise)
-    }
+/// Brings in a range of bytes, and no pages but its own.
+fn bring_in_pages(mapping: &Mapping, offset: u64, size_bytes: u64, advice: &Advice) -> Result<()> {
+    let page = page_bytes() as u64;
+    let begin = offset / page * page;
+    let end = (offset + size_bytes).next_multiple_of(page).min(mapping.size_bytes() as u64);
+    mapping.bring_in(begin, end - begin, advice)
 }
 
 /// A range of a shard that begins on a page.
@@ -268,12 +247,13 @@ impl Copy {
     }
 
     /// Brings in the pages of the runs, and with them gaps that are not worth a step.
-    fn populate(&self, source: &Mapping, reader: &Reader) -> Result<()> {
+    fn populate(&self, source: &Mapping, advice: &Advice) -> Result<()> {
         if self.source_step <= self.run_bytes + GAP_BYTES {
-            return reader.populate(source, self.source, self.span_bytes());
+            return bring_in_pages(source, self.source, self.span_bytes(), advice);
         }
         (0..self.runs).try_for_each(|run| {
-            reader.populate(source, self.source + run * self.source_step, self.run_bytes)
+            let begin = self.source + run * self.source_step;
+            bring_in_pages(source, begin, self.run_bytes, advice)
         })
     }
 

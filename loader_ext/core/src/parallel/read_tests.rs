@@ -4,8 +4,8 @@ use std::slice;
 use super::*;
 use crate::error::{Error, Kind};
 use crate::fixture::write_tensors;
-use crate::mapping::populate_threads;
 use crate::parallel::plan::{Rule, Split};
+use crate::populate::default_threads;
 
 fn rule(pattern: &str, dimension: usize, parts: &[u64]) -> Rule {
     let split = Split::Along { dimension, parts: parts.into(), heads: false };
@@ -125,7 +125,7 @@ fn the_watcher_stops_it() {
     let root = tempfile::tempdir().unwrap();
     let checkpoint = counting(root.path());
     let stop = Error::new(root.path(), Kind::Cancelled);
-    let threads = populate_threads();
+    let threads = default_threads();
     let outcome = read(&checkpoint, &plan(), (0, 2), threads, |_, _| Err(stop.clone()));
     assert_eq!(outcome.unwrap_err(), stop);
 }

@@ -8,8 +8,8 @@ use crate::arena::Arena;
 use crate::arrival::Silence;
 use crate::checkpoint::Shard;
 use crate::error::Result;
-use crate::mapping::PIECE_BYTES;
 use crate::pieces::{self, Step};
+use crate::populate::PIECE_BYTES;
 
 /// Reads each file into memory of its own, on huge pages, a piece of 8 MiB a thread at a time.
 ///

@@ -40,7 +40,7 @@ pub trait Source: Send + Sync {
 /// Opens a shard by a back end. Nothing is read. Errors: `FileChanged`, `Io`.
 pub fn open(backend: Backend, shard: &Shard) -> Result<Box<dyn Source>> {
     Ok(match backend {
-        Backend::Populate => Box::new(PageCache::new(Mapping::of_shard(shard)?.into())),
+        Backend::Populate => Box::new(PageCache::new(Mapping::of_shard(shard)?.into())?),
         Backend::IoUring => Box::new(Direct::by_ring(CheckedFile::of_shard(shard)?)?),
         Backend::DirectPread => Box::new(Direct::by_pread(CheckedFile::of_shard(shard)?)?),
         Backend::Pread => Box::new(Buffered::new(CheckedFile::of_shard(shard)?)),

@@ -2,13 +2,13 @@
 
 use std::collections::HashSet;
 use std::os::unix::fs::MetadataExt;
-use std::sync::atomic::AtomicBool;
 
 use super::backend::{self, Backend, Cached, Choice, Sink, Wanted};
 use super::{CheckedFile, Direct};
 use crate::checkpoint::{Checkpoint, Shard};
 use crate::error::{Error, Kind, Result};
 use crate::mapping::{Mapping, page_bytes};
+use crate::populate::Advice;
 use crate::residency;
 
 /// Takes the best back end that works for all files of a checkpoint.
@@ -53,7 +53,7 @@ fn attempt_on(backend: Backend, shard: &Shard) -> Result<()> {
         Backend::Populate => {
             let mapping = Mapping::of_shard(shard)?;
             let size_bytes = (page_bytes() as u64).min(shard.file_bytes);
-            mapping.populate_range(0, size_bytes, &AtomicBool::new(true))
+            mapping.populate_range(0, size_bytes, &Advice::default())
         }
         Backend::IoUring => Direct::by_ring(CheckedFile::of_shard(shard)?)?.try_block(),
         Backend::DirectPread => Direct::by_pread(CheckedFile::of_shard(shard)?)?.try_block(),

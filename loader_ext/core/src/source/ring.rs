@@ -15,7 +15,7 @@ use super::blocks::{Progress, progress};
 /// Requests in flight of one reader. With the readers of a load (4 or more) that is more than any
 /// disk of ours needs to be busy.
 pub const QUEUE_DEPTH: usize = 8;
-/// What one request reads: the depth times this is a piece of a load (`mapping::PIECE_BYTES`).
+/// What one request reads: the depth times this is a piece of a load (`populate::PIECE_BYTES`).
 pub const REQUEST_BYTES: usize = 1 << 20;
 /// How often a request that the kernel has no room for at the moment is made again.
 const MAX_TRIES: u32 = 16;

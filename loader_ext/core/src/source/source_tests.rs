@@ -10,7 +10,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Kind};
 use crate::evict::evict;
 use crate::fixture::write_bytes;
-use crate::mapping::PIECE_BYTES;
+use crate::populate::PIECE_BYTES;
 
 const THREADS: usize = 3;
 
