@@ -13,6 +13,7 @@ use crate::checkpoint::Shard;
 use crate::error::{Error, Kind, Result};
 use crate::pin::refused;
 use crate::populate::Advice;
+use crate::residency;
 use crate::verification::Verification;
 
 /// The size of a PMD-mapped page; only an address on this boundary can map one.
@@ -194,6 +195,11 @@ impl Mapping {
             0 => Ok(answers.iter().all(|answer| answer & 1 == 1)),
             _ => Err(Error::last_os(&self.path, "mincore")),
         }
+    }
+
+    /// Whether all of the file is resident; false also where the kernel cannot tell at once.
+    pub(crate) fn is_all_resident(&self) -> bool {
+        residency::all_by_folio(&self.file, &self.path, self.bytes as u64)
     }
 
     /// Marks all pages to be locked in memory as they come in, until the mapping goes.

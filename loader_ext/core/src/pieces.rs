@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::error::Result;
 
 /// The most threads that any piece of work gets; more never read faster in our measurements.
-pub const MAX_THREADS: usize = 16;
+pub const MAX_THREADS: usize = 32;
 
 /// How often the caller is asked whether to go on while it waits for the other threads.
 const WATCH_EVERY: Duration = Duration::from_millis(100);

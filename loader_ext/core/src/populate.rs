@@ -17,6 +17,8 @@ pub const PIECE_BYTES: u64 = 8 << 20;
 /// The fewest readers in flight, each of which waits for one huge folio: fewer keep no disk's queue
 /// full, however few processors there are.
 const MIN_THREADS: usize = 16;
+/// What one thread maps of resident huge folios in some 5 ms.
+const MAPPED_BY_A_THREAD_BYTES: usize = 4 << 30;
 /// More than one page and not more than any kernel reads around a fault of its own accord.
 const PROBE_BYTES: u64 = 64 << 10;
 const MAX_TRIES: u32 = 16;
@@ -25,6 +27,23 @@ const TOUCH_BYTES: usize = 1 << 20;
 /// Readers in flight unless the caller knows better.
 pub fn default_threads() -> usize {
     pieces::processor_threads().max(MIN_THREADS)
+}
+
+/// Threads for populating these mappings: a disk wants a full queue, what is resident already only
+/// processors, and hardly those, since a thread takes as long to start as 30 MB to map.
+pub fn threads_for(mappings: &[Arc<Mapping>]) -> usize {
+    let resident = mappings.iter().all(|mapping| mapping.is_all_resident());
+    let hashed = mappings.iter().any(|mapping| mapping.verification().is_some());
+    match (resident, hashed) {
+        (false, false) => default_threads(),
+        // While some hash, as many as ever must be reading.
+        (false, true) => default_threads() + pieces::processor_threads(),
+        (true, true) => pieces::processor_threads(),
+        (true, false) => {
+            let bytes: usize = mappings.iter().map(|mapping| mapping.size_bytes()).sum();
+            (bytes / MAPPED_BY_A_THREAD_BYTES + 1).min(pieces::processor_threads())
+        }
+    }
 }
 
 /// Which advice the kernel takes, as it has answered so far; the threads of a load share one.

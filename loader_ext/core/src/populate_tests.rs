@@ -4,6 +4,7 @@ use std::slice;
 
 use super::*;
 use crate::error::Kind;
+use crate::evict::evict;
 use crate::mapping::HUGE_PAGE_BYTES;
 use crate::residency::resident_bytes;
 
@@ -12,6 +13,10 @@ const FILE_BYTES: usize = 3 * PIECE_BYTES as usize + 4321;
 fn mapped(path: &Path) -> Arc<Mapping> {
     let data: Vec<u8> = (0..FILE_BYTES).map(|index| (index % 251) as u8).collect();
     fs::write(path, data).unwrap();
+    reopened(path)
+}
+
+fn reopened(path: &Path) -> Arc<Mapping> {
     let file = Arc::new(File::open(path).unwrap());
     Arc::new(Mapping::new(file, path, FILE_BYTES as u64).unwrap())
 }
@@ -89,4 +94,19 @@ fn the_watcher_stops_it() {
     let mapping = mapped(&root.path().join("f"));
     let error = Error::new(root.path(), Kind::Cancelled);
     assert_eq!(populate(&[mapping], 1, |_| Err(error.clone())), Err(error));
+}
+
+#[test]
+fn what_is_resident_wants_processors_and_a_disk_a_full_queue() {
+    let root = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let path = root.path().join("f");
+    let mappings = [mapped(&path)];
+    let cachestat = mappings[0].is_all_resident();
+    drop(mappings);
+    evict(&path).unwrap();
+    let mappings = [reopened(&path)];
+    assert_eq!(threads_for(&mappings), default_threads());
+    populate(&mappings, default_threads(), |_| Ok(())).unwrap();
+    // Kernels before 6.5, and sandboxes, cannot tell.
+    assert_eq!(threads_for(&mappings), if cachestat { 1 } else { default_threads() });
 }

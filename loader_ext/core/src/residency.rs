@@ -54,6 +54,12 @@ pub fn resident_bytes(file: &File, path: &Path, file_bytes: u64) -> Result<u64> 
     }
 }
 
+/// Whether all of an open file is resident; false also where only counting by page could tell,
+/// which takes longer than mapping what is there.
+pub(crate) fn all_by_folio(file: &File, path: &Path, file_bytes: u64) -> bool {
+    may_ask(file, path) == Ok(true) && count_by_folio(file, file_bytes) == Some(file_bytes)
+}
+
 /// Asks `cachestat`; `None` where the kernel or a sandbox does not offer it.
 fn count_by_folio(file: &File, file_bytes: u64) -> Option<u64> {
     #[repr(C)]

@@ -12,7 +12,7 @@ use crate::error::{Error, Kind, Names, Result};
 use crate::header::Header;
 use crate::mapping::Mapping;
 use crate::pieces::{self, Step};
-use crate::populate::{self, Advice};
+use crate::populate::Advice;
 use crate::sidecar;
 use crate::xxh3::xxh3_128;
 
@@ -152,11 +152,6 @@ fn known_chunks(shard: &Shard, files: &[FileDigest], alone: bool) -> Result<Vec<
         return Err(Error::new(&shard.path, kind));
     }
     Ok(file.chunks.clone())
-}
-
-/// Readers in flight where chunks are compared: while some hash, as many as ever must be reading.
-pub fn populate_threads() -> usize {
-    populate::default_threads() + pieces::processor_threads()
 }
 
 /// Brings in and compares the chunks that a range touches; nothing where no digests are known.

@@ -133,7 +133,7 @@ impl NativeCheckpoint {
         if let Some(verification) = verification {
             let mut chunks = verification.chunks_of(offset, size_bytes);
             if !chunks.all(|chunk| verification.is_verified(chunk)) {
-                let threads = self.populate_threads();
+                let threads = populate::threads_for(self.mappings(py)?);
                 progress::run(py, &callback, |watch| {
                     let watch = |done| watch(done, size_bytes);
                     verification::verify_range(mapping, offset, size_bytes, threads, watch)
@@ -171,7 +171,7 @@ impl NativeCheckpoint {
     ) -> PyResult<u64> {
         let mappings = self.mappings(py)?;
         let total = self.checkpoint.checkpoint_bytes();
-        let threads = threads.unwrap_or_else(|| self.populate_threads());
+        let threads = threads.unwrap_or_else(|| populate::threads_for(mappings));
         progress::run(py, &callback, |watch| {
             populate::populate_in_pieces(mappings, threads, piece_bytes, |done| watch(done, total))
         })
@@ -206,7 +206,7 @@ impl NativeCheckpoint {
         threads: Option<usize>,
     ) -> PyResult<Parts> {
         let backend = import_backend(backend)?;
-        let threads = threads.unwrap_or_else(populate::default_threads);
+        let threads = threads.unwrap_or_else(source::default_threads);
         let (shards, total) = (&self.checkpoint.shards, self.checkpoint.checkpoint_bytes());
         let images = progress::run(py, &callback, |watch| {
             let sources = source::open_all(backend, shards)?;
@@ -267,7 +267,7 @@ impl NativeCheckpoint {
         threads: Option<usize>,
     ) -> PyResult<Parts> {
         let plan = import_plan(rules);
-        let threads = threads.unwrap_or_else(|| self.populate_threads());
+        let threads = threads.unwrap_or_else(populate::default_threads);
         let share = (rank, world_size);
         let loaded = progress::run(py, &callback, |watch| {
             parallel::read(&self.checkpoint, &plan, share, threads, watch)
@@ -286,13 +286,6 @@ impl NativeCheckpoint {
     /// The files.
     pub(crate) fn shards(&self) -> &[Shard] {
         &self.checkpoint.shards
-    }
-
-    fn populate_threads(&self) -> usize {
-        match self.checkpoint.shards.iter().any(|shard| shard.verification.is_some()) {
-            true => verification::populate_threads(),
-            false => populate::default_threads(),
-        }
     }
 
     pub(crate) fn mappings(&self, py: Python<'_>) -> PyResult<&Vec<Arc<Mapping>>> {

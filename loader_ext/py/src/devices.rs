@@ -6,7 +6,6 @@ use std::sync::Arc;
 use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::prelude::*;
 use stoker_loader_core::device::{DEFAULT_SHAPE, Driver, Pipeline, Shape, Transfer};
-use stoker_loader_core::populate;
 use stoker_loader_core::source;
 
 use crate::checkpoint::{NativeCheckpoint, import_backend};
@@ -56,7 +55,7 @@ pub fn copy_to_devices(
     };
     let transfers = transfers.into_iter().map(import).collect::<PyResult<Vec<_>>>()?;
     let total = transfers.iter().map(|transfer| transfer.size_bytes).sum();
-    let threads = threads.unwrap_or_else(populate::default_threads);
+    let threads = threads.unwrap_or_else(source::default_threads);
     progress::run(py, &callback, |watch| {
         let driver = Arc::new(Driver::open(library.as_deref())?);
         let mut pipeline = Pipeline::new(&driver, &ordinals, shape)?;

@@ -45,7 +45,7 @@ pub fn prefetch(
     progress::run(py, &callback, |watch| {
         let mappings = map_all(&path)?;
         let total = mappings.iter().map(|mapping| mapping.size_bytes() as u64).sum();
-        let threads = threads.unwrap_or_else(populate::default_threads);
+        let threads = threads.unwrap_or_else(|| populate::threads_for(&mappings));
         populate::populate(&mappings, threads, |done| watch(done, total))
     })
 }

@@ -26,7 +26,7 @@ impl Pin {
         let pin = progress::run(py, &callback, |watch| {
             let mappings = map_all(&path)?;
             let total = mappings.iter().map(|mapping| mapping.size_bytes() as u64).sum();
-            let threads = threads.unwrap_or_else(populate::default_threads);
+            let threads = threads.unwrap_or_else(|| populate::threads_for(&mappings));
             CorePin::new(mappings, threads, |done| watch(done, total))
         })?;
         Ok(Self(Mutex::new(Some(pin))))

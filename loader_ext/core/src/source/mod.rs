@@ -19,12 +19,22 @@ use crate::arrival::Silence;
 use crate::checkpoint::Shard;
 use crate::error::Result;
 use crate::mapping::Mapping;
+use crate::pieces;
 
 pub use backend::{Backend, Cached, Choice, Sink, Wanted};
 pub use buffered::Buffered;
 pub use checked::CheckedFile;
 pub use direct::Direct;
 pub use page_cache::PageCache;
+
+/// The fewest threads that read into memory: each has several requests under way, or is helped by
+/// the kernel's read-ahead.
+const MIN_THREADS: usize = 4;
+
+/// Threads for reading by a source unless the caller knows better.
+pub fn default_threads() -> usize {
+    pieces::processor_threads().max(MIN_THREADS)
+}
 
 /// Something that answers ranged reads, from several threads at once.
 pub trait Source: Send + Sync {
