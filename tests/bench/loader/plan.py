@@ -8,14 +8,14 @@ SEED = 20261123
 MIN_ROUNDS = 7  # fewer say nothing about a spread
 QUICK_ROUNDS = 1
 SHARES: dict[str | tuple[str, str], float] = {
-    ("cold", "smollm2"): 3.0,
+    ("cold", "smollm2"): 4.0,
     ("cold", "llama_1b"): 8.0,
-    ("cold", "llama_3b"): 10.0,
-    "warm": 4.0,
+    ("cold", "llama_3b"): 9.0,
+    "warm": 7.0,
     "many": 4.0,
-    "http": 5.0,
-    "steps": 7.0,
-    "verify": 1.0,
+    "http": 4.0,
+    "verify": 2.0,
+    "steps": 6.0,
 }
 
 
@@ -32,7 +32,7 @@ class Plan:
     warm_sizes: tuple[str, ...] = ("llama_1b",)
     large: str = "llama_3b"
     many: str = "experts"
-    time_limit_s: float = 2100.0
+    time_limit_s: float = 3600.0
     seed: int = SEED
 
     @staticmethod

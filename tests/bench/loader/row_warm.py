@@ -22,8 +22,9 @@ MIN_ATTACH_RATIO = 50.0
 MAX_MANY_MS = 60.0
 
 WARM = (
-    "The files were brought in by `stoker_loader.prefetch` for every contender alike and the "
-    "kernel confirms that they are resident. "
+    "A second load: the files came into the page cache by a load of the same contender a moment "
+    "ago (and what it did not leave there by `stoker_loader.prefetch`), and the kernel confirms "
+    "that they are resident. "
 )
 USABLE = (
     "The figure is the time until the dictionary of tensors is there and all its pages are "

@@ -24,9 +24,8 @@ from tests.bench.loader.web import NoServerError
 from tests.bench.machine import commit, machine
 from tests.bench.report import Report
 
-import stoker_loader
-
-ROWS = ("cold", "warm", "many", "http", "steps", "verify")
+ROWS = ("cold", "warm", "many", "http", "verify", "steps")
+SWITCH = (VERIFY_OFF, VERIFY_ON)
 
 
 def run(root: Path, store: Store, plan: Plan, rows: Iterable[str], tell: Tell) -> Report:
@@ -78,8 +77,9 @@ def gather(contest: Contest, rows: set[str]) -> Results:
         *(("warm", name, _warm(contest, results.warm, name)) for name in plan.warm_sizes),
         ("many", plan.many, _warm(contest, results.many, plan.many)),
         ("http", plan.middle, _http(contest, results)),
+        ("verify", plan.middle, _verified(contest, results.verification, VERIFICATION, True)),
+        ("verify", plan.middle, _verified(contest, results.verification_warm, SWITCH, False)),
         ("steps", plan.middle, _steps(contest, results)),
-        ("verify", plan.middle, _verified_warm(contest, results)),
     ]
     wanted = [stage for stage in stages if stage[0] in rows]
     deadline = time.monotonic() + plan.time_limit_s
@@ -122,8 +122,6 @@ def _cold(contest: Contest, results: Results, checkpoint: str) -> Stage:
 
 def _warm(contest: Contest, into: dict[str, ByName], checkpoint: str) -> Stage:
     def measure(time_limit_s: float) -> None:
-        # Whatever is resident came in by another way: each is brought in anew, and stays.
-        stoker_loader.evict(contest.store.data / checkpoint)
         calls = contest.by_contender(checkpoint, cold=False)
         into[checkpoint] = contest.rounds("warm", checkpoint, calls, time_limit_s)
 
@@ -151,20 +149,19 @@ def _http(contest: Contest, results: Results) -> Stage:
 def _steps(contest: Contest, results: Results) -> Stage:
     def measure(time_limit_s: float) -> None:
         checkpoint = contest.plan.middle
-        calls = contest.by_step(checkpoint, (*ABLATION, *VERIFICATION))
-        found = contest.rounds("steps", checkpoint, calls, time_limit_s)
-        results.steps[checkpoint] = {name: found[name] for name in ABLATION}
-        results.verification[checkpoint] = {name: found[name] for name in VERIFICATION}
+        calls = contest.by_step(checkpoint, ABLATION)
+        results.steps[checkpoint] = contest.rounds("steps", checkpoint, calls, time_limit_s)
 
     return measure
 
 
-def _verified_warm(contest: Contest, results: Results) -> Stage:
+def _verified(
+    contest: Contest, into: dict[str, ByName], variants: Iterable[str], cold: bool
+) -> Stage:
     def measure(time_limit_s: float) -> None:
         checkpoint = contest.plan.middle
-        calls = contest.by_step(checkpoint, (VERIFY_OFF, VERIFY_ON), cold=False)
-        found = contest.rounds("verify", checkpoint, calls, time_limit_s)
-        results.verification_warm[checkpoint] = found
+        calls = contest.by_step(checkpoint, variants, cold)
+        into[checkpoint] = contest.rounds("verify", checkpoint, calls, time_limit_s)
 
     return measure
 
