@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -21,16 +22,19 @@ from stoker_loader import errors
 from stoker_loader.conversion import from_gguf
 
 
-def make_gguf(directory: Path, *, quantised: bool = False) -> Path:
+def make_gguf(
+    directory: Path, *, quantised: bool = False, split: dict[str, Any] | None = None
+) -> Path:
     """A directory with `tiny.gguf`: a Llama with random weights and a byte-level BPE.
 
-    They are float32, or the matrices in blocks of 32 of 8 bits each (Q8_0).
+    With `split`, as the package's writer has it, in parts. The weights are float32, or the
+    matrices in blocks of 32 of 8 bits each (Q8_0).
     """
     directory.mkdir()
     width, inner, heads, layers = 32, 64, 4, 2
     characters = sorted("abcdefghijklmnopqrstuvwxyz")
     tokens = ["<s>", "</s>", "<unk>", *characters, "ab", "cd", "Ġ"]
-    writer = gguf.GGUFWriter(directory / "tiny.gguf", "llama")
+    writer = gguf.GGUFWriter(directory / "tiny.gguf", "llama", **(split or {}))
     writer.add_name("tiny")
     types = gguf.LlamaFileType
     writer.add_file_type(types.MOSTLY_Q8_0 if quantised else types.ALL_F32)
@@ -131,6 +135,14 @@ def test_a_missing_package_is_named(disk: Path, monkeypatch: pytest.MonkeyPatch)
     assert [path.name for path in disk.iterdir() if path.name[0] == "."] == []
 
 
+def test_weights_that_a_file_lacks_are_not_made_up(disk: Path) -> None:
+    source = make_gguf(disk / "source") / "tiny.gguf"
+    content = source.read_bytes()
+    source.write_bytes(content.replace(b"blk.1.ffn_up.weight", b"blk.9.ffn_up.weight"))
+    with pytest.raises(errors.ConversionFailedError, match=r"holds no .*mlp.up_proj.weight"):
+        sl.convert(source, disk / "made")
+
+
 # In place of Transformers: what a file could make of it that took it over, with all that it likes
 # imported before the walls. It tells in an error how each attempt ended, by Python or by libc.
 TAKEN_OVER = """
@@ -190,7 +202,7 @@ from types import SimpleNamespace as PreTrainedModel, SimpleNamespace as PreTrai
 from types import SimpleNamespace as AutoTokenizer
 
 class AutoModelForCausalLM:
-    from_pretrained = classmethod(lambda cls, folder, **options: cls())
+    from_pretrained = classmethod(lambda cls, *_, **options: (cls(), {{"missing_keys": ()}}))
 
     def save_pretrained(self, folder):
         (folder / "config.json").write_text("{{}}")

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from stoker_loader.conversion.gguf_parts import open_parts
 from stoker_loader.conversion.job import Job, Outcome
-from stoker_loader.errors import ConversionFailedError
+from stoker_loader.errors import ConversionFailedError, LoaderError
 from stoker_loader.page_cache import Progress
 
 PACKAGES = ("torch", "transformers", "gguf", "accelerate")
@@ -40,8 +41,10 @@ def rewrite(job: Job, advance: Progress) -> Outcome:
     """Write weights, configuration and tokenizer to the job's folder, as `save_pretrained` does.
 
     Without a dtype, float32 and float16 files stay what they are and all others become bfloat16.
-    Raises ConversionFailedError with the words of the library that failed.
+    Raises PartsMismatchError, ShardDuplicateError, and ConversionFailedError with the words of the
+    library that failed.
     """
+    import gguf
     import torch
     import transformers
 
@@ -51,16 +54,21 @@ def rewrite(job: Job, advance: Progress) -> Outcome:
     advance(0, size_bytes)
     options: dict[str, Any] = {"gguf_file": file.name}
     try:
+        # Transformers knows no parts: it would make up the weights that the first one lacks.
+        gguf.GGUFReader = open_parts(job.files)
         dtype = getattr(torch, job.dtype or usual_dtype(file))
         unpacked = dict(options, dtype=dtype)
         if hasattr(transformers, "GgufConfig"):
             unpacked["quantization_config"] = transformers.GgufConfig(dequantize=True)
-        model = transformers.AutoModelForCausalLM.from_pretrained(str(file.parent), **unpacked)
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            str(file.parent), output_loading_info=True, **unpacked
+        )
+        _refuse_made_up(file, sorted(info["missing_keys"]))
         model.save_pretrained(folder)
         if job.read_tokenizer:
             tokenizer = transformers.AutoTokenizer.from_pretrained(str(file.parent), **options)
             tokenizer.save_pretrained(folder)
-    except (MemoryError, OSError):
+    except (MemoryError, OSError, LoaderError):
         raise
     except Exception as error:  # these libraries raise whatever they come upon
         words = f"{type(error).__name__}: {error}"[:MAX_REASON_CHARACTERS]
@@ -72,6 +80,17 @@ def rewrite(job: Job, advance: Progress) -> Outcome:
     _forget_origin(folder / "config.json")
     advance(size_bytes, size_bytes)
     return Outcome()
+
+
+def _refuse_made_up(file: Path, names: list[str]) -> None:
+    """Raises ConversionFailedError: what a file lacks, Transformers fills with random numbers."""
+    if names:
+        raise ConversionFailedError(
+            f"{file}: holds no {names[0]!r} and {len(names) - 1} other weights of its model; fetch"
+            " it again",
+            file=str(file),
+            tensor=names[0],
+        )
 
 
 def usual_dtype(file: Path) -> str:

@@ -130,7 +130,7 @@ def forbid_effects(writable: str | None = None) -> None:
     absolute, here = os.path.abspath, -1
     within = None if writable is None else writable.rstrip("/") + "/"
 
-    def is_inside(path: object) -> bool:
+    def is_inside(path: Any) -> bool:
         # No link leads out of the folder: making one is forbidden.
         return within is not None and is_a(path, text) and starts_with(absolute(path) + "/", within)
 

@@ -100,7 +100,7 @@ def _unpack_gguf(source: Source, model: Path, dtype: str | None, advance: Progre
     size_bytes = source.weights_bytes
     job = Job(
         kind="gguf",
-        files=(str(source.weights[0]),),
+        files=tuple(str(file) for file in source.weights),
         dtype=dtype,
         limits=gguf_limits(size_bytes),
         parent=os.getpid(),
