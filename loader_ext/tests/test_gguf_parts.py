@@ -9,12 +9,12 @@ import gguf
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_convert_gguf import make_gguf
 
 import stoker_loader as sl
 from stoker_loader import errors
 from stoker_loader.conversion.gguf_parts import Part, check
 from stoker_loader.conversion.sources import find_source
+from test_convert_gguf import make_gguf
 
 
 def same_weights(found: Path, wanted: Path) -> bool:

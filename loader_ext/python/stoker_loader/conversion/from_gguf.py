@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from stoker_loader.conversion.gguf_parts import open_parts
+from stoker_loader.conversion.gguf_parts import join
 from stoker_loader.conversion.job import Job, Outcome
 from stoker_loader.errors import ConversionFailedError, LoaderError
 from stoker_loader.page_cache import Progress
@@ -44,7 +44,6 @@ def rewrite(job: Job, advance: Progress) -> Outcome:
     Raises PartsMismatchError, ShardDuplicateError, and ConversionFailedError with the words of the
     library that failed.
     """
-    import gguf
     import torch
     import transformers
 
@@ -55,12 +54,13 @@ def rewrite(job: Job, advance: Progress) -> Outcome:
     options: dict[str, Any] = {"gguf_file": file.name}
     try:
         # Transformers knows no parts: it would make up the weights that the first one lacks.
-        gguf.GGUFReader = open_parts(job.files)
+        join(job.files)
         dtype = getattr(torch, job.dtype or usual_dtype(file))
         unpacked = dict(options, dtype=dtype)
         if hasattr(transformers, "GgufConfig"):
             unpacked["quantization_config"] = transformers.GgufConfig(dequantize=True)
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        automatic: Any = transformers.AutoModelForCausalLM
+        model, info = automatic.from_pretrained(
             str(file.parent), output_loading_info=True, **unpacked
         )
         _refuse_made_up(file, sorted(info["missing_keys"]))

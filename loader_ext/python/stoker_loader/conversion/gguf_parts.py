@@ -22,26 +22,27 @@ class Part:
     all_tensors: int | None = None
 
 
-def open_parts(files: Sequence[str]) -> Any:
-    """The class of a reader of these files: of one `gguf.GGUFReader`, of several all as one.
+def join(files: Sequence[str]) -> None:
+    """Let this process's `gguf.GGUFReader` see these parts, in order, as one file.
 
-    Raises PartsMismatchError, ShardDuplicateError, and what that reader raises.
+    A copy in one file would be as good, and need the room for it.
+    Raises PartsMismatchError, ShardDuplicateError, and what the reader itself raises.
     """
     import gguf
 
+    library: Any = gguf
     readers = [gguf.GGUFReader(file) for file in files]
     check([_part(file, reader) for file, reader in zip(files, readers, strict=True)])
-    if len(readers) == 1:
-        return gguf.GGUFReader
 
-    class Joined(gguf.GGUFReader):  # type: ignore[misc]
+    class Joined(gguf.GGUFReader):
         """The first part, which alone has metadata, with the tensors of all parts."""
 
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options)
             self.tensors = [tensor for reader in readers for tensor in reader.tensors]
 
-    return Joined
+    if len(readers) > 1:
+        library.GGUFReader = Joined
 
 
 def check(parts: Sequence[Part]) -> None:
