@@ -44,8 +44,8 @@ def read(disk: Path, *files: Path) -> tuple[dict[str, torch.Tensor], tuple[str, 
             parent=0,
             output_fd=output,
         )
-        _, skipped = from_pickle.rewrite(job, lambda done, total: None)
-    return sl.load_file(made), skipped
+        outcome = from_pickle.rewrite(job, lambda done, total: None)
+    return sl.load_file(made), outcome.skipped_entries
 
 
 def saved(disk: Path, content: object, name: str = "model.pt", **options: Any) -> Path:

@@ -178,6 +178,7 @@ def test_each_native_error_is_one_class_with_the_same_code_and_words() -> None:
         "DeviceUnavailableError",
         "EntryRefusedError",
         "MissingPackageError",
+        "PartsMismatchError",
         "ModuleMismatchError",
         "PickleInvalidError",
         "PickleUnsafeError",

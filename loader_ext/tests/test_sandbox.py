@@ -12,7 +12,7 @@ import pytest
 
 NAMESPACES = """
 from stoker_loader.conversion import sandbox
-assert sandbox.leave_the_world(read_only=True)
+assert sandbox.leave_the_world()
 """
 PRIVILEGES = """
 import os
@@ -94,6 +94,18 @@ def test_everything_is_read_only_but_what_was_passed(tmp_path: Path) -> None:
                           passed.fileno())  # fmt: skip
     assert written.stdout == "done\n"
     assert victim.read_text() == "writtens"
+
+
+@pytest.mark.usefixtures("namespaces")
+def test_one_folder_can_stay_writable(tmp_path: Path) -> None:
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    walls = NAMESPACES.replace("()", f"({str(inside)!r})") + PRIVILEGES
+    assert attempt(walls, f"open({str(inside / 'new')!r}, 'w')").stdout == "done\n"
+    for path in (tmp_path / "new", inside / ".." / "new"):
+        assert "Read-only file system" in attempt(walls, f"open({str(path)!r}, 'w')").stderr
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["inside", "new"]
+    assert (inside / "new").exists()
 
 
 @pytest.mark.usefixtures("namespaces")
@@ -213,6 +225,33 @@ def test_the_audit_hook_lets_read_and_compute(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("read me")
     action = f"assert open({str(tmp_path / 'x')!r}).read(); os.listdir('/'); import json, decimal"
     assert attempt(AUDIT, action).stdout == "done\n"
+
+
+@pytest.mark.parametrize(
+    ("action", "is_let"),
+    [
+        ("open('{inside}/new', 'w')", True),
+        ("os.makedirs('{inside}/a/b')", True),
+        ("open('{inside}/../new', 'w')", False),
+        ("open('{inside}beside', 'w')", False),
+        ("os.mkdir('{inside}/../new')", False),
+        ("os.mkdir('new', dir_fd=os.open('{outside}', os.O_RDONLY))", False),
+        ("os.symlink('{outside}', '{inside}/link')", False),
+        ("os.rename('{outside}/victim', '{inside}/victim')", False),
+    ],
+)
+def test_the_audit_hook_lets_files_be_made_in_one_folder(
+    tmp_path: Path, action: str, is_let: bool
+) -> None:
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    (tmp_path / "victim").write_text("precious")
+    here = f"os.chdir({str(inside)!r})\nsandbox.forbid_effects({str(inside)!r})"
+    walls = AUDIT.replace("sandbox.forbid_effects()", here)
+    done = attempt(walls, action.format(inside=inside, outside=tmp_path))
+    assert (done.stdout == "done\n") == is_let
+    assert ("WallTouchedError" in done.stderr) != is_let
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["inside", "victim"]
 
 
 def test_memory_processor_time_and_files_are_bounded(tmp_path: Path) -> None:

@@ -15,6 +15,12 @@ class SourceFormatError(ConversionError):
     code = "source_format"
 
 
+class PartsMismatchError(ConversionError):
+    """The parts of a split file are not those that their names or their metadata say."""
+
+    code = "parts_mismatch"
+
+
 class MissingPackageError(ConversionError):
     """Converting from this format needs a package that is not installed."""
 

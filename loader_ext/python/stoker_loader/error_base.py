@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, TypedDict, Unpack
+
+MAX_NAMES_IN_MESSAGE = 8
 
 
 class Place(TypedDict, total=False):
@@ -24,3 +27,14 @@ class LoaderError(Exception):
         self.file = place.get("file")
         self.tensor = place.get("tensor")
         self.offset = place.get("offset")
+
+
+def listing(misfits: Mapping[str, Sequence[str]]) -> str:
+    """The names of each kind that has any, the first few of many, as words of a message."""
+    parts = []
+    for kind, names in misfits.items():
+        more = len(names) - MAX_NAMES_IN_MESSAGE
+        shown = ", ".join(names[:MAX_NAMES_IN_MESSAGE]) + (f" and {more} more" if more > 0 else "")
+        if names:
+            parts.append(f"{kind}: {shown}")
+    return "; ".join(parts)

@@ -33,7 +33,8 @@
     │   └── DeviceUnknownError  DeviceAddressError  DeviceUnavailableError
     ├── ConversionError                 a checkpoint of another format could not be converted
     │   ├── SourceFormatError  MissingPackageError  PickleUnsafeError  PickleInvalidError
-    │   └── EntryRefusedError  ConversionLimitError  ConversionFailedError  ConversionBusyError
+    │   ├── EntryRefusedError  ConversionLimitError  ConversionFailedError  ConversionBusyError
+    │   └── PartsMismatchError
     ├── AdapterError                    a LoRA adapter cannot be used, or not with this model
     │   └── AdapterInvalidError  AdapterUnsupportedError  AdapterMismatchError  AdapterNameError
     └── LoadCancelledError              the progress callback raised, or a signal arrived
@@ -68,6 +69,7 @@ from stoker_loader.conversion_errors import (
     ConversionBusyError as ConversionBusyError, ConversionError as ConversionError,
     ConversionFailedError as ConversionFailedError, ConversionLimitError as ConversionLimitError,
     EntryRefusedError as EntryRefusedError, MissingPackageError as MissingPackageError,
+    PartsMismatchError as PartsMismatchError,
     PickleInvalidError as PickleInvalidError, PickleUnsafeError as PickleUnsafeError,
     SourceFormatError as SourceFormatError,
 )

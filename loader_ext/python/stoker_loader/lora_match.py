@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from stoker_loader.error_base import listing
 from stoker_loader.errors import AdapterMismatchError
 
 if TYPE_CHECKING:
     import torch
 
-MAX_NAMES_IN_MESSAGE = 8
 # Where decoders keep several projections as one weight, by the name of the projection.
 FUSIONS = {
     **dict.fromkeys(
@@ -118,25 +118,18 @@ def _fused_into(modules: dict[str, torch.nn.Module], name: str) -> str | None:
 def _mismatch(
     file: str, missing: list[str], fused: list[str], mismatched: list[str]
 ) -> AdapterMismatchError:
-    parts = [
-        f"{label}: {_listing(names)}"
-        for label, names in (
-            ("missing in the model", missing),
-            ("fused in the model", fused),
-            ("of another kind or shape", mismatched),
-        )
-        if names
-    ]
+    found = listing(
+        {
+            "missing in the model": missing,
+            "fused in the model": fused,
+            "of another kind or shape": mismatched,
+        }
+    )
     return AdapterMismatchError(
-        f"{file}: does not fit the model; {'; '.join(parts)}; attach it to the model that it was"
+        f"{file}: does not fit the model; {found}; attach it to the model that it was"
         " trained on, as Transformers loads it",
         file=file,
         missing=tuple(missing),
         fused=tuple(fused),
         mismatched=tuple(mismatched),
     )
-
-
-def _listing(names: list[str]) -> str:
-    more = len(names) - MAX_NAMES_IN_MESSAGE
-    return ", ".join(names[:MAX_NAMES_IN_MESSAGE]) + (f" and {more} more" if more > 0 else "")

@@ -6,12 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from stoker_loader.error_base import listing
 from stoker_loader.errors import ModuleMismatchError
 
 if TYPE_CHECKING:
     import torch
-
-MAX_NAMES_IN_MESSAGE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,24 +95,17 @@ def _shape(tensor: torch.Tensor) -> list[int]:
 def _mismatch(
     file: str, missing: list[str], unexpected: list[str], mismatched: list[str]
 ) -> ModuleMismatchError:
-    parts = [
-        f"{label}: {_listing(names)}"
-        for label, names in (
-            ("missing in the checkpoint", missing),
-            ("unknown to the module", unexpected),
-            ("of another shape", mismatched),
-        )
-        if names
-    ]
+    found = listing(
+        {
+            "missing in the checkpoint": missing,
+            "unknown to the module": unexpected,
+            "of another shape": mismatched,
+        }
+    )
     return ModuleMismatchError(
-        f"{file}: does not fit the module; " + "; ".join(parts),
+        f"{file}: does not fit the module; {found}",
         file=file,
         missing=tuple(missing),
         unexpected=tuple(unexpected),
         mismatched=tuple(mismatched),
     )
-
-
-def _listing(names: list[str]) -> str:
-    more = len(names) - MAX_NAMES_IN_MESSAGE
-    return ", ".join(names[:MAX_NAMES_IN_MESSAGE]) + (f" and {more} more" if more > 0 else "")

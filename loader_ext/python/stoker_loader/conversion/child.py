@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol
 
-from stoker_loader.conversion import sandbox
+from stoker_loader.conversion import from_gguf, from_pickle, sandbox
 from stoker_loader.conversion.job import Job, Message, Outcome, Progressed, encode
 from stoker_loader.conversion.system_calls import forbid_system_calls
 from stoker_loader.errors import (
@@ -18,6 +21,16 @@ from stoker_loader.errors import (
 from stoker_loader.page_cache import Progress
 
 NO_MEMORY = ("not enough memory", "allocate memory", "unable to mmap")
+
+
+class Reader(Protocol):
+    """What knows a format: `from_pickle` and `from_gguf`."""
+
+    def get_ready(self) -> None:
+        """Import all that reading needs, before anything is forbidden."""
+
+    def rewrite(self, job: Job, advance: Progress) -> Outcome:
+        """Read the job's files and write its output; return what only the reader knows."""
 
 
 def main() -> int:
@@ -35,40 +48,46 @@ def main() -> int:
     except LoaderError as error:
         tell(error)
     except sandbox.WallTouchedError as error:
-        tell(_unsafe(job, error))
+        tell(_stopped(job, error))
     except (MemoryError, RuntimeError, OSError) as error:
         tell(_classified(job, error))
     return 0
 
 
 def _do(job: Job, advance: Progress) -> Outcome:
+    reader: Reader = from_gguf if job.kind == "gguf" else from_pickle
+    walls = build_walls(job, reader.get_ready)
+    outcome = reader.rewrite(job, advance)
+    return replace(outcome, walls=(*walls, *outcome.walls))
+
+
+def build_walls(job: Job, get_ready: Callable[[], None]) -> tuple[str, ...]:
+    """Put all walls around this process, the same for every format; return those that hold.
+
+    `get_ready` imports what reading needs, and makes no thread. Nothing of a file may be looked at
+    before this returns.
+    """
     walls = []
     # The order matters: no threads before namespaces, no privileges after, and the limits count
     # from what torch has mapped.
-    if sandbox.leave_the_world(read_only=job.kind == "pickle"):
+    if sandbox.leave_the_world(job.output_folder):
         walls.append("namespaces")
     if sandbox.give_up_privileges(job.parent):
         walls.append("privileges")
-    if job.kind == "gguf":
-        from stoker_loader.conversion import from_gguf
-
-        sandbox.limit(job.limits)
-        from_gguf.unpack(job)
-        return Outcome(walls=(*walls, "limits"))
-    from stoker_loader.conversion import from_pickle
-
-    from_pickle.get_ready()
+    get_ready()
     sandbox.limit(job.limits)
+    walls.append("limits")
     if forbid_system_calls():
         walls.append("system calls")
-    sandbox.forbid_effects()
-    tied, skipped = from_pickle.rewrite(job, advance)
-    return Outcome((*walls, "limits", "audit hook", "weights_only"), tied, skipped)
+    sandbox.forbid_effects(job.output_folder)
+    return (*walls, "audit hook")
 
 
-def _unsafe(job: Job, error: BaseException) -> PickleUnsafeError:
-    return PickleUnsafeError(
-        f"{job.files[0]}: tried what no weights need ({error}) and was stopped; do not use it",
+def _stopped(job: Job, error: BaseException) -> LoaderError:
+    kind = PickleUnsafeError if job.kind == "pickle" else ConversionFailedError
+    return kind(
+        f"{job.files[0]}: reading it tried what no weights need ({error}) and was stopped; do not"
+        " use it",
         file=job.files[0],
     )
 

@@ -7,7 +7,7 @@ import pickle
 import re
 from pathlib import Path
 
-from stoker_loader.conversion.job import Job
+from stoker_loader.conversion.job import Job, Outcome
 from stoker_loader.conversion.sources import is_archive
 from stoker_loader.conversion.state_dict import Weights, drop_tied_head, select
 from stoker_loader.conversion.tensor_file import plan, write
@@ -38,11 +38,10 @@ def get_ready() -> None:
         )
 
 
-def rewrite(job: Job, advance: Progress) -> tuple[dict[str, str], tuple[str, ...]]:
+def rewrite(job: Job, advance: Progress) -> Outcome:
     """Write the tensors of all the job's files to its descriptor.
 
-    Returns `{dropped: kept}` of a tied head, and the names of entries that were left out. Raises
-    PickleUnsafeError, PickleInvalidError, EntryRefusedError, ShardDuplicateError,
+    Raises PickleUnsafeError, PickleInvalidError, EntryRefusedError, ShardDuplicateError,
     ConversionLimitError.
     """
     import torch
@@ -63,7 +62,7 @@ def rewrite(job: Job, advance: Progress) -> tuple[dict[str, str], tuple[str, ...
         )
     assert job.output_fd is not None
     write(job.output_fd, planned, advance)
-    return tied, weights.skipped
+    return Outcome(("weights_only",), tied, weights.skipped)
 
 
 def _load(file: str) -> object:

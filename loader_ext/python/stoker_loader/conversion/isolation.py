@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -61,6 +62,8 @@ def run(job: Job, folder: Path, advance: Progress) -> Outcome:
         )
     if code != 0 or outcome is None:
         raise _failed(job, f"ended with code {code}", log)
+    if job.output_folder is not None:
+        _refuse_odd_files(Path(job.output_folder), job)
     return outcome
 
 
@@ -126,6 +129,19 @@ def _decoded(line: bytes, job: Job) -> Outcome | Progressed | LoaderError:
         ) from error
 
 
+def _refuse_odd_files(folder: Path, job: Job) -> None:
+    """What a child left is trusted as little as what it said: a link could lead anywhere."""
+    with storage_errors(folder):
+        for entry in os.scandir(folder):
+            found = entry.stat(follow_symlinks=False)
+            if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+                raise ConversionFailedError(
+                    f"{job.files[0]}: its reader made {entry.name!r}, which is no plain file; do"
+                    " not use it",
+                    file=job.files[0],
+                )
+
+
 def _failed(job: Job, what: str, log: Path) -> ConversionFailedError:
     tail = log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace").strip()
     return ConversionFailedError(
@@ -141,6 +157,12 @@ def _environment(folder: Path) -> dict[str, str]:
         "HOME": str(folder),
         "TMPDIR": str(folder),
         "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",  # a pool of threads would be forbidden as processes are
+        "TORCHINDUCTOR_CACHE_DIR": str(folder),  # or importing it tries to make one
+        # A pool of threads would be forbidden as processes are.
+        "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
+        "RAYON_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_DEACTIVATE_ASYNC_LOAD": "1",
+        "TQDM_DISABLE": "1",
     }

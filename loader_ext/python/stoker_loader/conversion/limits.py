@@ -21,13 +21,13 @@ GGUF_OPEN_FILES = 1024
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`address_space_bytes` is beside what is mapped already; `processes` None is unbounded."""
+    """`address_space_bytes` is beside what is mapped already."""
 
     address_space_bytes: int
     output_bytes: int
     cpu_seconds: int
     open_files: int
-    processes: int | None
+    processes: int
 
 
 def pickle_limits(weights_bytes: int) -> Limits:
@@ -50,5 +50,5 @@ def gguf_limits(weights_bytes: int) -> Limits:
         output_bytes=output_bytes,
         cpu_seconds=CPU_SECONDS + GGUF_CPU_SECONDS_PER_GIB * weights_bytes // GIB,
         open_files=GGUF_OPEN_FILES,
-        processes=None,
+        processes=0,
     )

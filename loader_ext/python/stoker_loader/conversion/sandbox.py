@@ -3,14 +3,15 @@
 Each wall stands alone, and each says whether it holds:
 
 - `namespaces`: no network but a loopback that is down, and every mount read-only. What the child
-  writes goes through descriptors that it was given. Held by the kernel, where it allows them.
+  writes goes through descriptors that it was given, or to one folder that stays writable. Held by
+  the kernel, where it allows them.
 - `privileges`: no capability, and none to be had from a set-uid program.
 - `system calls`: no sockets, no processes, no program, no other process's memory, whoever asks.
   Held by the kernel (seccomp) where it knows the processor's numbers below.
 - `limits`: address space, processor time, length of files, open files, processes, core dumps.
-- `audit hook`: no sockets, processes, files to write, changes to the file system or foreign
-  functions from Python, which is all that a pickle can call. It cannot be taken out again (PEP
-  578), but holds only while the interpreter is whole.
+- `audit hook`: no sockets, processes, files to write (but new ones in that folder), changes to the
+  file system or foreign functions from Python, which is all that a pickle can call. It cannot be
+  taken out again (PEP 578), but holds only while the interpreter is whole.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ CLONE_NEWNS, CLONE_NEWIPC = 0x0002_0000, 0x0800_0000
 CLONE_NEWUSER, CLONE_NEWNET = 0x1000_0000, 0x4000_0000
 SYS_MOUNT_SETATTR = 442  # the same on every architecture
 AT_FDCWD, AT_RECURSIVE = -100, 0x8000
-MOUNT_ATTR_RDONLY, MS_PRIVATE = 1, 1 << 18
+MOUNT_ATTR_RDONLY, MS_BIND, MS_PRIVATE = 1, 1 << 12, 1 << 18
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
 CAPABILITY_VERSION_3 = 0x2008_0522
 
@@ -60,8 +61,8 @@ class _CapabilityHeader(ctypes.Structure):
     _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
 
 
-def leave_the_world(*, read_only: bool) -> bool:
-    """Enter namespaces without a network and, if asked, with nothing writable but descriptors.
+def leave_the_world(writable: str | None = None) -> bool:
+    """Enter namespaces without a network, and with nothing writable but descriptors and a folder.
 
     False where the kernel or a container forbids it. Must come before the first thread.
     """
@@ -70,18 +71,15 @@ def leave_the_world(*, read_only: bool) -> bool:
     # With a user namespace anyone may; without, only who is privileged where those are off.
     if libc.unshare(CLONE_NEWUSER | namespaces) != 0 and libc.unshare(namespaces) != 0:
         return False
-    if not read_only:
-        return True
-    wanted = _MountAttributes(set=MOUNT_ATTR_RDONLY, propagation=MS_PRIVATE)
-    done: int = libc.syscall(
-        ctypes.c_long(SYS_MOUNT_SETATTR),
-        ctypes.c_int(AT_FDCWD),
-        b"/",
-        ctypes.c_uint(AT_RECURSIVE),
-        ctypes.byref(wanted),
-        ctypes.c_size_t(ctypes.sizeof(wanted)),
-    )
-    return done == 0
+    # Private first: no mount of this process may show up in the world that it left.
+    if not _set_mounts(libc, b"/", _MountAttributes(propagation=MS_PRIVATE)):
+        return False
+    folder = None if writable is None else os.fsencode(writable)
+    if folder is not None and libc.mount(folder, folder, None, MS_BIND, None) != 0:
+        return False
+    if not _set_mounts(libc, b"/", _MountAttributes(set=MOUNT_ATTR_RDONLY)):
+        return False
+    return folder is None or _set_mounts(libc, folder, _MountAttributes(clear=MOUNT_ATTR_RDONLY))
 
 
 def give_up_privileges(parent: int) -> bool:
@@ -113,27 +111,50 @@ def limit(limits: Limits) -> None:
         resource.RLIMIT_FSIZE: limits.output_bytes,
         resource.RLIMIT_NOFILE: limits.open_files,
         resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_NPROC: limits.processes,
     }
-    if limits.processes is not None:
-        bounds[resource.RLIMIT_NPROC] = limits.processes
     for which, bound in bounds.items():
         hard = resource.getrlimit(which)[1]
         wanted = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
         resource.setrlimit(which, (wanted, wanted))
 
 
-def forbid_effects() -> None:
-    """Make every effect that Python code could have raise WallTouchedError, from here on."""
+def forbid_effects(writable: str | None = None) -> None:
+    """Make every effect that Python code could have raise WallTouchedError, from here on.
+
+    Only files and folders within `writable` may still be made.
+    """
     # Names of this call alone: nobody switches the hook off by giving the module's new values.
     forbidden, reading, writing, touched = FORBIDDEN, READING, WRITING, WallTouchedError
-    starts_with, is_a, integer = str.startswith, isinstance, int
+    starts_with, is_a, integer, text = str.startswith, isinstance, int, str
+    absolute, here = os.path.abspath, -1
+    within = None if writable is None else writable.rstrip("/") + "/"
+
+    def is_inside(path: Any) -> bool:
+        # No link leads out of the folder: making one is forbidden.
+        return within is not None and is_a(path, text) and starts_with(absolute(path) + "/", within)
 
     def refuse(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":
             flags = arguments[2]
-            if is_a(flags, integer) and flags & writing:
+            if is_a(flags, integer) and flags & writing and not is_inside(arguments[0]):
                 raise touched(f"opening {arguments[0]!r} to write")
+        elif event == "os.mkdir" and arguments[2] == here and is_inside(arguments[0]):
+            pass
         elif starts_with(event, forbidden) and event not in reading:
             raise touched(event)
 
     sys.addaudithook(refuse)
+
+
+def _set_mounts(libc: ctypes.CDLL, root: bytes, wanted: _MountAttributes) -> bool:
+    """Change a mount and all below it, as mount_setattr(2) does."""
+    done: int = libc.syscall(
+        ctypes.c_long(SYS_MOUNT_SETATTR),
+        ctypes.c_int(AT_FDCWD),
+        root,
+        ctypes.c_uint(AT_RECURSIVE),
+        ctypes.byref(wanted),
+        ctypes.c_size_t(ctypes.sizeof(wanted)),
+    )
+    return done == 0

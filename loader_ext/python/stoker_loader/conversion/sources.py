@@ -11,6 +11,7 @@ from stoker_loader.converting import SourceFormat
 from stoker_loader.errors import (
     CheckpointNotFoundError,
     IndexInvalidError,
+    PartsMismatchError,
     ShardMissingError,
     SourceFormatError,
 )
@@ -47,10 +48,13 @@ class Source:
 def find_source(path: Path) -> Source:
     """Look at names, and at the first bytes of a single file.
 
-    Raises CheckpointNotFoundError, SourceFormatError, IndexInvalidError, ShardMissingError.
+    Raises CheckpointNotFoundError, SourceFormatError, IndexInvalidError, ShardMissingError,
+    PartsMismatchError.
     """
     if path.is_file():
         found = format_of(path)
+        if found == "gguf":
+            return Source(found, path, _gguf_parts(path))
         return Source(found, path, () if found == "safetensors" else (path,))
     if not path.is_dir():
         raise CheckpointNotFoundError(
@@ -61,7 +65,8 @@ def find_source(path: Path) -> Source:
         return Source("safetensors", path)
     ggufs = [name for name in names if name.endswith(".gguf")]
     if ggufs:
-        return Source("gguf", path, (path / _only(path, ggufs),))
+        firsts = sorted({_first_part(name) for name in ggufs})
+        return Source("gguf", path, _gguf_parts(path / _only(path, firsts)))
     if PICKLE_INDEX in names:
         return Source("pickle", path, tuple(path / name for name in _indexed(path, names)))
     pickles = [
@@ -88,6 +93,39 @@ def is_archive(start: bytes) -> bool:
     return start.startswith(b"PK\x03\x04")
 
 
+def _gguf_parts(file: Path) -> tuple[Path, ...]:
+    """All parts of a split file in order, given one of them; else the file alone."""
+    match = SHARD.fullmatch(file.name)
+    if match is None or match["suffix"] != ".gguf":
+        return (file,)
+    parts = _series(match)
+    for part in parts:
+        if not (file.parent / part).is_file():
+            raise ShardMissingError(
+                f"{file.parent / part}: is not there, and is one of the {len(parts)} parts of a"
+                " split file; fetch it",
+                file=str(file.parent / part),
+            )
+    if file.name not in parts:
+        raise PartsMismatchError(
+            f"{file}: there is no such part of {int(match['count'])}; remove it, or give it its"
+            " right name",
+            file=str(file),
+        )
+    return tuple(file.parent / part for part in parts)
+
+
+def _first_part(name: str) -> str:
+    match = SHARD.fullmatch(name)
+    return name if match is None or name not in (parts := _series(match)) else parts[0]
+
+
+def _series(match: re.Match[str]) -> list[str]:
+    """The names of all shards of as many as one of them says."""
+    stem, count, suffix = match["stem"], match["count"], match["suffix"]
+    return [f"{stem}-{number:05}-of-{count}{suffix}" for number in range(1, int(count) + 1)]
+
+
 def _only(directory: Path, names: list[str]) -> str:
     if len(names) > 1:
         raise SourceFormatError(
@@ -111,8 +149,7 @@ def _pickles(directory: Path, names: list[str]) -> list[str]:
     series = {(match["stem"], match["count"], match["suffix"]) for match in matches if match}
     if len(series) != 1 or None in matches:
         return [_only(directory, names)]
-    stem, count, suffix = series.pop()
-    wanted = [f"{stem}-{number:05}-of-{count}{suffix}" for number in range(1, int(count) + 1)]
+    wanted = _series(next(match for match in matches if match))
     _check_shards(directory, wanted, names, directory)
     return wanted
 

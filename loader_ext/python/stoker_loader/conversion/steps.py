@@ -100,17 +100,14 @@ def _unpack_gguf(source: Source, model: Path, dtype: str | None, advance: Progre
     size_bytes = source.weights_bytes
     job = Job(
         kind="gguf",
-        files=(str(source.weights[0]),),
+        files=tuple(str(file) for file in source.weights),
         dtype=dtype,
         limits=gguf_limits(size_bytes),
         parent=os.getpid(),
         output_folder=str(model),
         read_tokenizer=not (source.path / "tokenizer.json").is_file(),
     )
-    advance(0, size_bytes)
-    outcome = run(job, model.parent, advance)
-    advance(size_bytes, size_bytes)
-    return outcome
+    return run(job, model.parent, advance)
 
 
 def _of_stage(stage: Stage, progress: ConvertProgress | None) -> Progress | None:
