@@ -49,8 +49,11 @@ class Checkpoint:
         """Open and check all headers; raises the errors of every rule that a file breaks.
 
         With `patience_s` files may be on their way (see `open_arriving`), and `progress` is called
-        with zeros while their headers are waited for. For `verify` see `open_checkpoint`.
+        with zeros while their headers are waited for. For `verify` see `open_checkpoint`; both
+        are a ValueError, since whoever fetches compares what is on its way.
         """
+        if patience_s is not None and verify:
+            raise ValueError("verify: not with patience_s; give the digest to `fetch` as expected")
         started = perf_counter()
         self.path = os.fspath(path)
         patience = None if patience_s is None else timedelta(seconds=patience_s)
