@@ -88,10 +88,9 @@ class Checkpoint:
 
     def close(self) -> None:
         """Forbid new loads. Tensors that were given out stay valid."""
-        if self._native is not None:
-            self._verified = self._native.verified()
-        self._native = None
-        self._views = None
+        native, self._native, self._views = self._native, None, None
+        if native is not None:
+            self._verified = native.verified()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -290,8 +289,9 @@ class Checkpoint:
         choice = self._choice
         cached_bytes = 0 if choice and choice.is_direct else resident_bytes
         bytes_by_tier = split_by_tier(checkpoint_bytes, cached_bytes, self._remote_bytes)
-        if self._native is not None:
-            self._verified = self._native.verified()
+        native = self._native  # which another thread may close
+        if native is not None:
+            self._verified = native.verified()
         verified_bytes, verify_s = self._verified
         return LoadStats(
             checkpoint_bytes=checkpoint_bytes,
