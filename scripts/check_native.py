@@ -43,8 +43,7 @@ PURE = (
     "source::backend::",
     "source::blocks::",
 )
-# Megabytes of padding, and some thousand parses: an interpreter takes as long for these two as for
-# all the others, some minutes.
+# Megabytes of padding, and some thousand parses: many minutes of an interpreter.
 SLOW = ("a_large_file_begins_on_a_huge_page", "every_flipped_bit_and_every_truncation_is_seen")
 # Of each property; a search for new cases is `make fuzz`.
 SANITIZED_CASES, INTERPRETED_CASES = "32", "2"
