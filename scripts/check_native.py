@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """Runs the native loader's tests under AddressSanitizer, and its pure parts under Miri.
 
-Both need a nightly toolchain of Rust; Miri also its components `miri` and `rust-src`. What is not
-there is skipped, with its reason. AddressSanitizer sees every access of the core's tests to memory
-that is not theirs, those through the stand-in for the NVIDIA driver included; Miri sees undefined
-behaviour of any kind, but knows no mapped files. The first build takes about ten minutes on two
-cores, and later ones one; nothing of it is part of `make test`.
+Both need a nightly toolchain of Rust; Miri also its components `miri` and `rust-src`. Every
+toolchain that rustup has is tried, the nightly ones first; where none will do, the check is
+skipped, and it says what is missing and how to get it. AddressSanitizer sees every access of the
+core's tests to memory that is not theirs, those through the stand-in for the NVIDIA driver
+included; Miri sees undefined behaviour of any kind, and races, but knows no mapped files. The first
+build takes about ten minutes on two cores, and later ones one; nothing of it is part of `make
+test`.
 """
 
 from __future__ import annotations
@@ -15,26 +17,37 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 WORKSPACE = Path(__file__).resolve().parents[1] / "loader_ext"
 PACKAGE = "stoker-loader-core"
-# The parsers and the decisions: no system calls but those of the tests' own clock.
+# The parsers, the decisions, and the threads that share work: no files and no mappings, and no
+# system calls but those for the tests' own clock and threads.
 PURE = (
-    "header::",
-    "sidecar::",
-    "index::",
+    "arrival::tests::a_head_with_the_magic_never_overflows",
+    "arrival::tests::no_bytes_make_the_parser_panic",
+    "device::numa::tests::lists_are_the_kernels",
     "dtype::",
-    "names::",
+    "error::",
+    "faults::maps::tests::lines_that_are_none_are_stepped_over",
+    "faults::words::",
     "fetch::ledger::",
+    "header::",
+    "index::",
     "layout::plan::",
+    "names::tests::the_first_name_that_is_there_twice",
     "parallel::plan::",
+    "pieces::",
+    "sidecar::",
+    "source::backend::",
+    "source::blocks::",
 )
-# Pads by megabytes, of which an interpreter has to write each byte.
-SLOW = "a_large_file_begins_on_a_huge_page"
+# Megabytes of padding, and some thousand parses: many minutes of an interpreter.
+SLOW = ("a_large_file_begins_on_a_huge_page", "every_flipped_bit_and_every_truncation_is_seen")
 # Of each property; a search for new cases is `make fuzz`.
 SANITIZED_CASES, INTERPRETED_CASES = "32", "2"
+GET_NIGHTLY = "rustup toolchain install nightly --component miri --component rust-src"
 
 
 def target_folder(name: str) -> str:
@@ -43,25 +56,47 @@ def target_folder(name: str) -> str:
     return str(base / f"check-{name}")
 
 
-def missing(command: Sequence[str]) -> str | None:
-    """Why a tool cannot be used, or None if it can."""
+def toolchains() -> list[str]:
+    """The toolchains that rustup has, the nightly ones first; none without rustup."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        listed = subprocess.run(
+            ["rustup", "toolchain", "list"], capture_output=True, text=True, check=False
+        )
     except FileNotFoundError:
-        return f"{command[0]} is not installed"
-    lines = done.stderr.strip().splitlines() or [""]
-    return None if done.returncode == 0 else lines[0].removeprefix("error: ")
+        return []
+    # "no installed toolchains" is how it says that there are none.
+    names = [line.split()[0] for line in listed.stdout.splitlines() if not line.startswith("no ")]
+    return sorted(names, key=lambda name: not name.startswith("nightly"))
 
 
-def nightly_host() -> str:
-    command = ["rustc", "+nightly", "-vV"]
+def refusal(command: Sequence[str]) -> str | None:
+    """Why a command does not work here, or None if it does."""
+    done = subprocess.run(command, cwd=WORKSPACE, capture_output=True, text=True, check=False)
+    lines = done.stderr.strip().splitlines() or [f"exit {done.returncode}"]
+    said = next((line for line in lines if "error" in line), lines[0])
+    return None if done.returncode == 0 else said.strip().removeprefix("error: ")
+
+
+def first_that_works(names: Sequence[str], probe: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The first toolchain with which the probe works, and why those before it do not."""
+    refusals: list[str] = []
+    for name in names:
+        why = refusal([probe[0], f"+{name}", *probe[1:]])
+        if why is None:
+            return name, refusals
+        refusals.append(f"  {name}: {why}")
+    return None, refusals
+
+
+def host(toolchain: str) -> str:
+    command = ["rustc", f"+{toolchain}", "-vV"]
     version = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    host = re.search(r"^host: (.+)$", version, re.MULTILINE)
-    assert host is not None, "rustc names its host"
-    return host[1]
+    named = re.search(r"^host: (.+)$", version, re.MULTILINE)
+    assert named is not None, "rustc names its host"
+    return named[1]
 
 
-def sanitize() -> bool:
+def sanitize(toolchain: str) -> bool:
     """The core's tests with AddressSanitizer; whether they passed."""
     environment = {
         **os.environ,
@@ -74,8 +109,8 @@ def sanitize() -> bool:
     }
     # With --target, build scripts and macros are left alone. The stand-in for the driver, a shared
     # library, takes the sanitizer's functions from the program that loads it.
-    command = ["cargo", "+nightly", "rustc", "--quiet", "--package", PACKAGE, "--lib"]
-    command += ["--profile", "test", "--target", nightly_host(), "--message-format", "json"]
+    command = ["cargo", f"+{toolchain}", "rustc", "--quiet", "--package", PACKAGE, "--lib"]
+    command += ["--profile", "test", "--target", host(toolchain), "--message-format", "json"]
     command += ["--", "-Clink-arg=-Wl,--export-dynamic"]
     built = subprocess.run(
         command, cwd=WORKSPACE, env=environment, stdout=subprocess.PIPE, text=True, check=False
@@ -90,7 +125,7 @@ def sanitize() -> bool:
     )
 
 
-def interpret() -> bool:
+def interpret(toolchain: str) -> bool:
     """The tests of the pure parts in Miri; whether they passed."""
     environment = {
         **os.environ,
@@ -98,22 +133,28 @@ def interpret() -> bool:
         "MIRIFLAGS": "-Zmiri-disable-isolation",  # the clock, and proptest's working directory
         "PROPTEST_CASES": INTERPRETED_CASES,
     }
-    command = ["cargo", "+nightly", "miri", "test", "--quiet", "--package", PACKAGE, "--lib"]
-    command += ["--", *PURE, "--skip", SLOW]
+    command = ["cargo", f"+{toolchain}", "miri", "test", "--quiet", "--package", PACKAGE, "--lib"]
+    command += ["--", *PURE, *(word for name in SLOW for word in ("--skip", name))]
     return subprocess.run(command, cwd=WORKSPACE, env=environment, check=False).returncode == 0
 
 
+CHECKS: tuple[tuple[str, Sequence[str], Callable[[str], bool]], ...] = (
+    ("AddressSanitizer", ("rustc", "-Zhelp"), sanitize),
+    ("Miri", ("cargo", "miri", "setup"), interpret),
+)
+
+
 def main() -> int:
+    names = toolchains()
     passed = True
-    for name, probe, check in (
-        ("AddressSanitizer", ["cargo", "+nightly", "--version"], sanitize),
-        ("Miri", ["cargo", "+nightly", "miri", "--version"], interpret),
-    ):
-        if reason := missing(probe):
-            print(f"{name}: skipped: {reason}", flush=True)
+    for check, probe, run in CHECKS:
+        found, refusals = first_that_works(names, probe)
+        if found is None:
+            why = [*refusals, "  get one: " + GET_NIGHTLY] if names else ["  there is no rustup"]
+            print(f"{check}: skipped, no toolchain has it:", *why, sep="\n", flush=True)
             continue
-        print(f"{name}:", flush=True)
-        passed = check() and passed
+        print(f"{check}, by {found}:", flush=True)
+        passed = run(found) and passed
     return 0 if passed else 1
 
 

@@ -162,6 +162,22 @@ async def test_progress_runs_in_the_loop_and_what_it_raises_is_raised(large: Pat
     assert where == {threading.current_thread()}
 
 
+async def test_what_was_done_before_the_last_report_raised_is_discarded() -> None:
+    """A pin, or an open checkpoint, that nobody gets must not be held by the traceback."""
+    discarded: list[str] = []
+
+    def call(watch: Callable[..., None]) -> str:
+        watch("all is done")
+        return "a result"
+
+    def report(said: str) -> None:
+        raise RuntimeError(said)
+
+    with pytest.raises(RuntimeError, match="all is done"):
+        await in_thread(call, report, discarded.append)
+    assert discarded == ["a result"]
+
+
 async def test_an_error_of_the_call_is_raised(disk: Path) -> None:
     with pytest.raises(errors.CheckpointNotFoundError):
         await aio.open(disk / "gone")

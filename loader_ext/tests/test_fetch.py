@@ -124,6 +124,19 @@ def test_an_object_that_is_replaced_meanwhile_is_no_mix(store: ObjectStore, targ
     assert sl.fetch(store.url, target).stats.resumed_bytes == 0
 
 
+def test_an_object_without_a_tag_is_known_by_its_time(store: ObjectStore, target: Path) -> None:
+    store.etag, store.modified = None, "Mon, 01 Jun 2026 00:00:00 GMT"
+
+    def replace(done: int, total: int) -> None:
+        if done:
+            store.modified = "Mon, 01 Jun 2026 00:00:01 GMT"
+
+    with pytest.raises(errors.SourceChangedError):
+        sl.fetch(store.url, target, limits=sl.FetchLimits(streams=1), progress=replace)
+    assert not target.exists()
+    assert sl.fetch(store.url, target).stats.resumed_bytes == 0
+
+
 def test_a_length_that_is_not_the_expected_one_is_another_object(
     target: Path, expected: sl.FileDigest
 ) -> None:

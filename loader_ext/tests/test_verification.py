@@ -166,6 +166,11 @@ def test_a_header_is_among_the_bytes_that_digests_vouch_for(laid: Path) -> None:
         sl.open(laid, verify=True)
 
 
+def test_nothing_is_promised_that_is_not_compared(laid: Path) -> None:
+    with pytest.raises(ValueError, match="give the digest to `fetch`"):
+        sl.Checkpoint(laid, 60.0, verify=sl.digest(laid))
+
+
 def test_digests_of_other_files_are_refused(laid: Path) -> None:
     known = sl.digest(laid)
     (weights,) = (file for file in known.files if file.name == "model.safetensors")

@@ -37,7 +37,8 @@ class ObjectStore:
     """Serves `body` at every path. `faults` are asked in order, each request anew."""
 
     body: bytes
-    etag: str = '"one"'
+    etag: str | None = '"one"'
+    modified: str | None = None
     faults: list[Fault] = field(default_factory=list)
     asked: list[Asked] = field(default_factory=list)
     address: str = ""
@@ -80,8 +81,9 @@ class ObjectStore:
             "content-range": f"bytes {asked.first}-{last}/{len(self.body)}",
             "content-length": str(last - asked.first + 1),
             "etag": self.etag,
+            "last-modified": self.modified,
         }
-        pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
+        pairs = [(name.encode(), value.encode()) for name, value in headers.items() if value]
         return {"type": "http.response.start", "status": 206, "headers": pairs}
 
 

@@ -27,7 +27,8 @@ pub fn fetch(
         .map(|file| import_file(&destination, file))
         .transpose()
         .map_err(|error| to_python(&error))?;
-    let origins = origins.into_iter().map(|(url, etag)| Origin { url, etag }).collect();
+    let import = |(url, etag)| Origin { url, etag, modified: None };
+    let origins = origins.into_iter().map(import).collect();
     let wanted = Wanted { origins, expected };
     let (streams, stall, hedge_after, attempts) = limits;
     let limits = Limits { streams, stall, hedge_after, attempts };

@@ -49,8 +49,11 @@ class Checkpoint:
         """Open and check all headers; raises the errors of every rule that a file breaks.
 
         With `patience_s` files may be on their way (see `open_arriving`), and `progress` is called
-        with zeros while their headers are waited for. For `verify` see `open_checkpoint`.
+        with zeros while their headers are waited for. For `verify` see `open_checkpoint`; both
+        are a ValueError, since whoever fetches compares what is on its way.
         """
+        if patience_s is not None and verify:
+            raise ValueError("verify: not with patience_s; give the digest to `fetch` as expected")
         started = perf_counter()
         self.path = os.fspath(path)
         patience = None if patience_s is None else timedelta(seconds=patience_s)
@@ -85,10 +88,9 @@ class Checkpoint:
 
     def close(self) -> None:
         """Forbid new loads. Tensors that were given out stay valid."""
-        if self._native is not None:
-            self._verified = self._native.verified()
-        self._native = None
-        self._views = None
+        native, self._native, self._views = self._native, None, None
+        if native is not None:
+            self._verified = native.verified()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -287,8 +289,9 @@ class Checkpoint:
         choice = self._choice
         cached_bytes = 0 if choice and choice.is_direct else resident_bytes
         bytes_by_tier = split_by_tier(checkpoint_bytes, cached_bytes, self._remote_bytes)
-        if self._native is not None:
-            self._verified = self._native.verified()
+        native = self._native  # which another thread may close
+        if native is not None:
+            self._verified = native.verified()
         verified_bytes, verify_s = self._verified
         return LoadStats(
             checkpoint_bytes=checkpoint_bytes,

@@ -107,6 +107,9 @@ pub fn fetch(
             let found = streams::describe(&wanted, destination, limits, watch)?;
             for origin in &mut wanted.origins {
                 origin.etag = origin.etag.take().or_else(|| found.etag.clone());
+                if origin.etag.is_none() {
+                    origin.modified.clone_from(&found.modified);
+                }
             }
             found
         }

@@ -22,6 +22,8 @@ pub struct Origin {
     pub url: String,
     /// The object's entity tag, if it is known: each range then asks for exactly that object.
     pub etag: Option<String>,
+    /// The object's time of modification, to know it by where it has no tag.
+    pub modified: Option<String>,
 }
 
 impl Origin {
@@ -128,8 +130,12 @@ pub async fn range(
     }
     let headers = response.headers();
     let (span, total) = content_range(headers).ok_or_else(|| ignored(origin))?;
+    let differs = |known: &Option<String>, name| {
+        known.as_deref().is_some_and(|known| text(headers, name) != Some(known))
+    };
     if total != file_bytes
-        || (origin.etag.is_some() && text(headers, ETAG) != origin.etag.as_deref())
+        || differs(&origin.etag, ETAG)
+        || differs(&origin.modified, LAST_MODIFIED)
     {
         return Err(Failure::Permanent(Kind::SourceChanged { source_url: origin.label() }));
     }

@@ -50,7 +50,7 @@ async def in_thread(
 
     `call` gets the progress callback to pass on; `progress` itself runs in the loop, and what it
     raises stops the call and is raised here. When the task is cancelled the call is stopped, and
-    the task ends when it has: nothing goes on behind it. What a call still returned then goes to
+    the task ends when it has: nothing goes on behind it. What a call returned all the same goes to
     `discard`.
 
     Each call has a thread of its own: in a pool, calls that wait for bytes could hold up the one
@@ -74,8 +74,10 @@ async def in_thread(
         if error is None or error is watch.error:
             raise
         raise cancelled from error
-    if watch.error is not None:
-        raise watch.error  # by the last report, when the work was done
+    if watch.error is not None:  # by the last report, when the work was done
+        if discard is not None:
+            discard(result)
+        raise watch.error
     return result
 
 
