@@ -159,8 +159,11 @@ def test_a_header_is_among_the_bytes_that_digests_vouch_for(laid: Path) -> None:
     weights.write_bytes(content.replace(b'"t1"', b'"t9"'))
     with sl.open(laid, verify=known) as checkpoint:
         assert "t9" in checkpoint.names  # a header may be looked at; what it names may not be used
-        with pytest.raises(errors.ChunkMismatchError):
-            checkpoint.load()
+        for name, ask in (*WAYS.items(), ("t9", lambda checkpoint: checkpoint.tensor("t9"))):
+            unnamed = name in ("tensor", "numpy", "fused", "wait")
+            with pytest.raises(errors.UnknownTensorError if unnamed else errors.ChunkMismatchError):
+                ask(checkpoint)
+        assert checkpoint.stats.verified_bytes == 0, "and nothing behind it was compared in vain"
     # The sidecar is not of this header any more, so nothing is known of the file.
     with pytest.raises(errors.DigestsMissingError):
         sl.open(laid, verify=True)

@@ -129,7 +129,7 @@ impl Mapping {
     pub(crate) fn bring_in(&self, offset: u64, size_bytes: u64, advice: &Advice) -> Result<()> {
         self.populate_range(offset, size_bytes, advice)?;
         let Some(verification) = self.verification() else { return Ok(()) };
-        verification.chunks_of(offset, size_bytes).try_for_each(|chunk| {
+        verification.chunks_for(offset, size_bytes).try_for_each(|chunk| {
             verification.check(chunk, |begin, length| {
                 if (begin, length) != (offset, size_bytes) {
                     self.populate_range(begin, length, advice)?;

@@ -22,6 +22,8 @@ pub struct Verification {
     path: PathBuf,
     file_bytes: u64,
     header: Arc<Header>,
+    /// Chunks with bytes of the header; 0 where a sidecar vouches for those.
+    header_chunks: usize,
     expected: Vec<u128>,
     /// Held while a chunk is hashed; true once it was right, and then it is not looked at again:
     /// from then on its tensors may be given out, and written to.
@@ -31,16 +33,22 @@ pub struct Verification {
 }
 
 impl Verification {
-    /// Of a shard by the digests of its chunks. Errors: `DigestInvalid`.
-    fn new(shard: &Shard, expected: Vec<u128>) -> Result<Self> {
+    /// Of a shard by the digests of its chunks, which may have to vouch for its header as well.
+    /// Errors: `DigestInvalid`.
+    fn new(shard: &Shard, expected: Vec<u128>, vouch_for_header: bool) -> Result<Self> {
         if expected.len() as u64 != shard.file_bytes.div_ceil(CHUNK_BYTES) {
             let reason = "its chunks do not cover the file".to_owned();
             return Err(Error::new(&shard.path, Kind::DigestInvalid { reason }));
         }
+        // The data begins where the first tensor does: no byte before it is a tensor's.
+        let header_bytes =
+            shard.header.tensors.first().map_or(shard.file_bytes, |tensor| tensor.offset_bytes);
+        let header_chunks = if vouch_for_header { header_bytes.div_ceil(CHUNK_BYTES) } else { 0 };
         Ok(Self {
             path: shard.path.clone(),
             file_bytes: shard.file_bytes,
             header: Arc::clone(&shard.header),
+            header_chunks: header_chunks as usize,
             verified: expected.iter().map(|_| Mutex::new(false)).collect(),
             expected,
             verified_bytes: AtomicU64::new(0),
@@ -52,6 +60,13 @@ impl Verification {
     pub fn chunks_of(&self, offset: u64, size_bytes: u64) -> Range<usize> {
         let end = (offset + size_bytes).min(self.file_bytes).div_ceil(CHUNK_BYTES);
         (offset / CHUNK_BYTES) as usize..end as usize
+    }
+
+    /// The chunks that have to be right before a range of bytes is used: those of the header that
+    /// says what the range is, unless a sidecar did, and those that it touches.
+    pub fn chunks_for(&self, offset: u64, size_bytes: u64) -> impl Iterator<Item = usize> + use<> {
+        let touched = self.chunks_of(offset, size_bytes);
+        (0..self.header_chunks.min(touched.start)).chain(touched)
     }
 
     /// Whether a chunk was found right; false while one is being looked at, so nobody waits here.
@@ -134,7 +149,8 @@ impl Checkpoint {
                     shard.sidecar_chunks.take().ok_or_else(missing)?
                 }
             };
-            shard.verification = Some(Arc::new(Verification::new(shard, expected)?));
+            let verification = Verification::new(shard, expected, known.is_some())?;
+            shard.verification = Some(Arc::new(verification));
         }
         Ok(checkpoint)
     }
@@ -167,7 +183,7 @@ pub fn verify_range(
 ) -> Result<()> {
     let Some(verification) = mapping.verification() else { return Ok(()) };
     let chunks: Vec<usize> = verification
-        .chunks_of(offset, size_bytes)
+        .chunks_for(offset, size_bytes)
         .filter(|chunk| !verification.is_verified(*chunk))
         .collect();
     let advice = Advice::default();

@@ -131,7 +131,7 @@ impl NativeCheckpoint {
             }
         }
         if let Some(verification) = verification {
-            let mut chunks = verification.chunks_of(offset, size_bytes);
+            let mut chunks = verification.chunks_for(offset, size_bytes);
             if !chunks.all(|chunk| verification.is_verified(chunk)) {
                 let threads = populate::threads_for(self.mappings(py)?);
                 progress::run(py, &callback, |watch| {

@@ -131,6 +131,12 @@ impl Arrival {
     pub fn open(&self, destination: &Path) -> Result<Option<File>> {
         for path in [&part_path(destination), destination] {
             let Some(file) = open_inode(path, self.head.inode, false)? else { continue };
+            // Numbers of inodes are given out again. But another fetch makes its part after it took
+            // this map's name away, and what stands under the file's own name is whole.
+            let is_whole = path == destination && self.is_complete();
+            if !is_whole && !is_at(&self.file, &self.path)? {
+                continue;
+            }
             let found = file.metadata().map_err(|error| Error::io(path, "stat", &error))?;
             if found.len() != self.head.subject.file_bytes {
                 return Err(Error::new(&self.path, Kind::ArrivalInvalid));

@@ -93,6 +93,26 @@ fn a_part_is_found_under_both_names() {
 }
 
 #[test]
+fn a_part_that_got_the_number_of_an_older_one_is_not_taken_for_it() {
+    let (folder, path) = folder();
+    let (writer, part) = Arrival::write(&path, subject(3)).unwrap();
+    part.set_len(subject(3).file_bytes).unwrap();
+    writer.arrived(0, 9);
+    drop(writer);
+    let watcher = Arrival::watch(&path).unwrap();
+    assert!(watcher.open(&path).unwrap().is_some());
+    // What a file system does when it likes: the next part has the inode of the last one.
+    let kept = folder.path().join("kept");
+    fs::hard_link(part_path(&path), &kept).unwrap();
+    let other = Subject { identity: [8; 32], ..subject(3) };
+    let writer = write(&path, other);
+    fs::rename(&kept, part_path(&path)).unwrap();
+    assert!(watcher.has(0), "by the old map");
+    assert!(watcher.open(&path).unwrap().is_none());
+    drop(writer);
+}
+
+#[test]
 fn there_is_one_writer() {
     let (_folder, path) = folder();
     let writer = write(&path, subject(1));
