@@ -151,7 +151,8 @@ impl Mapping {
     /// where the kernel does not know how to populate. The range must lie in the file, and of a
     /// file that is on its way it must have arrived. Errors: `FileChanged`, `ChunkMismatch`, `Io`.
     pub fn read(&self, offset: u64, into: &mut [u8], advise: &AtomicBool) -> Result<()> {
-        assert!(offset + into.len() as u64 <= self.bytes as u64, "the range lies in the file");
+        let end = offset.checked_add(into.len() as u64);
+        assert!(end.is_some_and(|end| end <= self.bytes as u64), "the range lies in the file");
         let lead = offset % page_bytes() as u64;
         self.bring_in(offset - lead, lead + into.len() as u64, advise)?;
         self.read_range(offset, into)

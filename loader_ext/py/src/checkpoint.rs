@@ -121,6 +121,7 @@ impl NativeCheckpoint {
         callback: Callback,
     ) -> PyResult<()> {
         let mapping = self.mappings(py)?.get(shard).ok_or_else(|| PyIndexError::new_err(shard))?;
+        address(mapping, offset, size_bytes)?;
         let Shard { arriving, verification, .. } = &self.checkpoint.shards[shard];
         if let Some(Arriving { arrival, patience }) = arriving {
             let chunks = arrival.subject().chunks_of(offset, size_bytes);

@@ -33,7 +33,7 @@ const DIGEST_BYTES: usize = 16;
 const WORD_BITS: usize = 64;
 pub(super) const COMPLETE: u32 = 1;
 /// Above any file that a machine can hold; keeps a corrupt length from becoming a huge mapping.
-pub(super) const MAX_FILE_BYTES: u64 = 1 << 50;
+pub const MAX_FILE_BYTES: u64 = 1 << 50;
 
 /// What is being fetched: its length, and a digest of what makes it that and nothing else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -182,6 +182,22 @@ fn what_is_no_map_is_refused() {
     assert!(!writer.has(0));
 }
 
+#[test]
+fn a_range_without_end_is_all_chunks_behind_its_begin() {
+    for file_bytes in [MAX_FILE_BYTES, u64::MAX] {
+        let subject = Subject { file_bytes, identity: [7; 32] };
+        let chunks = subject.chunks();
+        assert_eq!(subject.chunks_of(3 * CHUNK_BYTES, u64::MAX), 3..chunks);
+        assert_eq!(subject.chunks_of(4 * CHUNK_BYTES - 1, u64::MAX), 3..chunks);
+        assert_eq!(subject.chunks_of(file_bytes - 1, u64::MAX), chunks - 1..chunks);
+        assert!(subject.chunks_of(u64::MAX, 0).len() <= 1);
+        let (begin, length) = subject.chunk(chunks - 1);
+        assert_eq!(begin + length, file_bytes);
+        assert!(subject.word_at(chunks - 1) < subject.digest_at(0));
+        assert_eq!(subject.digest_at(chunks - 1) + 16, subject.map_bytes());
+    }
+}
+
 proptest! {
     #[test]
     fn no_bytes_make_the_parser_panic(head in proptest::collection::vec(any::<u8>(), 0..140), length: u64) {
