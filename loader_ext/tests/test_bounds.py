@@ -55,5 +55,19 @@ def test_a_shape_beyond_64_bits(large: Path) -> None:
             native.capsule(0, 0, "F32", shape)
 
 
+@pytest.mark.parametrize(("dtype", "bytes_each"), [("BF16", 2), ("F32", 4), ("I64", 8), ("C64", 8)])
+def test_elements_that_do_not_lie_as_they_must(large: Path, dtype: str, bytes_each: int) -> None:
+    """What takes a capsule trusts its address; torch would load from it as if it were aligned."""
+    native = _native.Checkpoint(large, None)
+    for offset in range(1, bytes_each):
+        with pytest.raises(ValueError, match=f"{dtype} must begin at a multiple of {bytes_each}"):
+            native.capsule(0, offset, dtype, (2,))
+        with pytest.raises(ValueError, match="must begin"):
+            native.capsule(0, offset, dtype, (0,))
+    assert native.capsule(0, bytes_each, dtype, (2,))
+    assert native.capsule(0, 1, "F8_E4M3", (2,))
+    assert native.capsule(0, 1, "F4", (2,))
+
+
 def _known(path: Path) -> list[tuple[str, int, list[str]]]:
     return [(file.name, file.size_bytes, list(file.chunks)) for file in sl.digest(path).files]
