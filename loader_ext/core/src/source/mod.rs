@@ -21,6 +21,7 @@ use crate::error::Result;
 use crate::mapping::Mapping;
 
 pub use backend::{Backend, Cached, Choice, Sink, Wanted};
+pub use blocks::BLOCK_BYTES;
 pub use buffered::Buffered;
 pub use checked::CheckedFile;
 pub use direct::Direct;
