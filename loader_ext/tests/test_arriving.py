@@ -171,17 +171,18 @@ def test_a_folder_of_shards_arrives(disk: Path, begin: Begin) -> None:
         first.result.result(30)
 
 
+@pytest.mark.parametrize("source", ["auto", "pread"])
 def test_a_rank_waits_for_its_rows_alone(
-    store: ObjectStore, target: Path, threads: ThreadPoolExecutor, begin: Begin
+    store: ObjectStore, target: Path, threads: ThreadPoolExecutor, begin: Begin, source: SourceName
 ) -> None:
     """The last chunk never comes, and holds rows of the other ranks alone."""
     plan = sl.Plan((("t3", rows()), ("*", None)))
     fetching = begin(store, target, 4)  # header, t0 to t2 and almost all of t3 are there
     with sl.open_arriving(target) as checkpoint:
-        part = threads.submit(checkpoint.load_shard, plan, 0, 2).result(30)
+        part = threads.submit(checkpoint.load_shard, plan, 0, 2, source=source).result(30)
         assert np.array_equal(part["t0"].numpy(), TENSORS["t0"])
         assert np.array_equal(part["t3"].numpy(), TENSORS["t3"][: CHUNK // 2])
-        other = threads.submit(checkpoint.load_shard, plan, 1, 2)
+        other = threads.submit(checkpoint.load_shard, plan, 1, 2, source=source)
         assert not other.done()
         fetching.go_on()
         assert np.array_equal(other.result(30)["t3"].numpy(), TENSORS["t3"][CHUNK // 2 :])

@@ -12,11 +12,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 import stoker_loader as sl
 from stoker_loader import errors
 from support.broken_line import broken_line
-from support.object_store import ObjectStore, Stalls, breaks_off, served, status
+from support.object_store import Asked, ObjectStore, Stalls, breaks_off, served, status
 
 CHUNK = 8 << 20
 BODY = random.Random(1).randbytes(3 * CHUNK + 5)
@@ -142,6 +144,21 @@ def test_a_length_that_is_not_the_expected_one_is_another_object(
 ) -> None:
     with served(ObjectStore(BODY[:-1])) as store, pytest.raises(errors.SourceChangedError):
         sl.fetch(store.url, target, expected=expected)
+
+
+@pytest.mark.parametrize("total", [2**50 + 1, 2**63, 2**64 - 1])
+def test_a_length_that_no_file_can_have_reserves_nothing(
+    store: ObjectStore, target: Path, total: int
+) -> None:
+    async def boasts(asked: Asked, scope: Scope, receive: Receive, send: Send) -> bool:
+        headers = {"content-range": f"bytes 0-0/{total}"}
+        await Response(b"x", status_code=206, headers=headers)(scope, receive, send)
+        return True
+
+    store.faults.append(boasts)
+    with pytest.raises(errors.SourceFailedError, match=f"has {total} bytes, as no file can"):
+        sl.fetch(store.url, target, limits=FIRM)
+    assert list(target.parent.iterdir()) == []
 
 
 # --- servers that fail --------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,22 @@ def test_a_digest_that_contradicts_itself(decoder: tuple[Path, dict]) -> None:
     forged = dataclasses.replace(found, root="blake3:" + "0" * 64)
     with pytest.raises(errors.RootMismatchError):
         sl.verify(decoder[0], forged)
-    bad = dataclasses.replace(found.files[0], chunks=("no hex",))
-    with pytest.raises(errors.DigestInvalidError, match=r"a chunk of \"config\.json\""):
-        sl.verify(decoder[0], dataclasses.replace(found, files=(bad, *found.files[1:])))
+
+
+NO_DIGITS = ["", "no hex", "f" * 31, "f" * 33, "+" + "f" * 31, "-" + "0" * 31, "٣" * 16, "0x" * 16]
+
+
+@pytest.mark.parametrize("chunk", NO_DIGITS)
+def test_what_is_no_digest_of_a_chunk(decoder: tuple[Path, dict], chunk: str) -> None:
+    """A number of Rust's may have a sign: "+f..." would be parsed as the digest "0f..."."""
+    found = sl.digest(decoder[0])
+    bad = tuple(dataclasses.replace(file, chunks=(chunk,)) for file in found.files)
+    weights = decoder[0] / "model.safetensors"
+    doors: list[tuple[str, Callable[[], object]]] = [
+        ("config.json", lambda: sl.verify(decoder[0], dataclasses.replace(found, files=bad))),
+        ("model.safetensors", lambda: sl.open(weights, verify=bad[1])),
+        ("model.safetensors", lambda: sl.fetch("http://none", weights, expected=bad[1])),
+    ]
+    for name, enter in doors:
+        with pytest.raises(errors.DigestInvalidError, match=f'a chunk of "{name}" is not 32 hexa'):
+            enter()

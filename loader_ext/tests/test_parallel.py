@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import stoker_loader as sl
-from stoker_loader.errors import PlanInvalidError, SplitMismatchError, TensorUnplannedError
+from stoker_loader.backends import SourceName
+from stoker_loader.errors import (
+    BackendRefusedError,
+    BackendUnknownError,
+    PlanInvalidError,
+    SplitMismatchError,
+    TensorUnplannedError,
+)
 from stoker_loader.plans import columns, rows
 
 Tensors = dict[str, torch.Tensor]
@@ -104,6 +111,56 @@ def test_each_rank_has_its_slices_of_the_whole(model: tuple[Path, Tensors], rank
         strided = [name for name in parts if "o_proj" in name or "down_proj" in name]
         wanted_bytes = sum(parts[name].nbytes for name in strided) if ranks > 1 else 0
         assert packed_bytes == wanted_bytes
+
+
+@pytest.mark.parametrize("source", ["populate", "io_uring", "direct_pread", "direct", "pread"])
+def test_every_source_gives_a_rank_its_slices(
+    model: tuple[Path, Tensors], source: SourceName
+) -> None:
+    directory, tensors = model
+    sl.evict(directory)
+    with sl.open(directory) as checkpoint:
+        for rank in range(2):
+            try:
+                parts = checkpoint.load_shard(LLAMA, rank, 2, source=source)
+            except BackendRefusedError as error:
+                pytest.skip(str(error))
+            assert parts.keys() == tensors.keys()
+            for name, tensor in tensors.items():
+                assert torch.equal(parts[name], part_of(name, tensor, rank, 2)), name
+        stats = checkpoint.stats
+        assert stats.source == source or source == "direct"
+        part_bytes = 2 * sum(tensor.nbytes for tensor in parts.values())
+        assert stats.copied_bytes == part_bytes or source == "populate"
+        if stats.source in ("io_uring", "direct_pread"):
+            assert stats.bytes_by_tier["dram"] == 0
+
+
+def test_past_the_page_cache_a_rank_leaves_nothing_in_it(disk: Path) -> None:
+    whole = torch.arange(8 << 20, dtype=torch.int32).reshape(1024, -1)
+    path = disk / "w.safetensors"
+    save_file({"w": whole}, path)
+    sl.evict(path)
+    with sl.open(path) as checkpoint:
+        try:
+            part = checkpoint.load_shard(sl.Plan((("w", columns()),)), 1, 2, source="direct")
+        except BackendRefusedError as error:
+            pytest.skip(str(error))
+        assert torch.equal(part["w"], whole.chunk(2, dim=1)[1])
+    assert sl.residency(path).resident_bytes < 1 << 20
+    assert not mappings(path)
+
+
+def test_a_source_that_cannot_be_had_is_a_typed_error(disk: Path) -> None:
+    path = disk / "w.safetensors"
+    save_file({"w": torch.ones(8, 8)}, path)
+    plan = sl.Plan((("w", rows()),))
+    with sl.open(path) as checkpoint, pytest.raises(BackendUnknownError):
+        checkpoint.load_shard(plan, 0, 2, source="fast")  # type: ignore[arg-type]
+    with sl.open(path, verify=sl.digest(path)) as checkpoint:
+        with pytest.raises(BackendRefusedError, match="compared with their digests"):
+            checkpoint.load_shard(plan, 0, 2, source="pread")
+        assert checkpoint.load_shard(plan, 0, 2)["w"].shape == (4, 8)
 
 
 def test_rows_are_views_of_the_mapping(model: tuple[Path, Tensors]) -> None:

@@ -145,10 +145,12 @@ impl Mapping {
 
     /// Reads a range into memory elsewhere, having brought it into the page cache in large folios.
     ///
-    /// Unlike the mapping itself this is safe where the file became shorter. The range must
-    /// lie in the file, and of a file that is on its way it must have arrived. Errors: `FileChanged`, `ChunkMismatch`, `Io`.
+    /// Unlike the mapping itself this is safe where the file became shorter. The range must lie in
+    /// the file, and of a file that is on its way it must have arrived. Errors: `FileChanged`,
+    /// `ChunkMismatch`, `Io`.
     pub fn read(&self, offset: u64, into: &mut [u8], advice: &Advice) -> Result<()> {
-        assert!(offset + into.len() as u64 <= self.bytes as u64, "the range lies in the file");
+        let end = offset.checked_add(into.len() as u64);
+        assert!(end.is_some_and(|end| end <= self.bytes as u64), "the range lies in the file");
         let lead = offset % page_bytes() as u64;
         self.bring_in(offset - lead, lead + into.len() as u64, advice)?;
         self.read_range(offset, into)

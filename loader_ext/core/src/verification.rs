@@ -58,7 +58,7 @@ impl Verification {
 
     /// The chunks that a range of bytes touches.
     pub fn chunks_of(&self, offset: u64, size_bytes: u64) -> Range<usize> {
-        let end = (offset + size_bytes).min(self.file_bytes).div_ceil(CHUNK_BYTES);
+        let end = offset.saturating_add(size_bytes).min(self.file_bytes).div_ceil(CHUNK_BYTES);
         (offset / CHUNK_BYTES) as usize..end as usize
     }
 

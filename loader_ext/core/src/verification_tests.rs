@@ -87,6 +87,28 @@ fn what_a_device_reads_is_compared_before_it_is_given_out() {
 }
 
 #[test]
+fn a_range_without_end_is_all_chunks_behind_its_begin() {
+    let (_root, path) = checkpoint_file();
+    let known = digest(&path, |_| Ok(())).unwrap().files;
+    let (checkpoint, mapping) = opened(&path, &known);
+    let verification = checkpoint.shards[0].verification.as_ref().unwrap();
+    assert_eq!(verification.chunks_of(CHUNK_BYTES, u64::MAX), 1..5, "wrapped it would be none");
+    assert_eq!(verification.chunks_of(2 * CHUNK_BYTES - 1, u64::MAX), 1..5);
+    assert!(verification.chunks_of(u64::MAX, u64::MAX).is_empty());
+    verify_range(&mapping, CHUNK_BYTES, u64::MAX, 2, |_| Ok(())).unwrap();
+    assert_eq!(verification.spent().0, known[0].size_bytes - CHUNK_BYTES);
+}
+
+#[test]
+#[should_panic(expected = "the range lies in the file")]
+fn a_read_beyond_64_bits_is_never_tried() {
+    let (_root, path) = checkpoint_file();
+    let known = digest(&path, |_| Ok(())).unwrap().files;
+    let (_checkpoint, mapping) = opened(&path, &known);
+    let _ = mapping.read(u64::MAX, &mut [0; 2], &Advice::default());
+}
+
+#[test]
 fn what_was_found_right_may_be_written_to() {
     let (_root, path) = checkpoint_file();
     let known = digest(&path, |_| Ok(())).unwrap().files;

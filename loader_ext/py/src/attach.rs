@@ -35,8 +35,7 @@ pub fn attach<'a, 'py>(
     for tensor in placed {
         let Placed { name, dtype, shape, size_bytes, address, keeper } = tensor?;
         let key = PyString::new(py, name);
-        let aligned = (address as usize).is_multiple_of(dtype.alignment() as usize);
-        let value = if aligned && dtypes.contains(&dtype) {
+        let value = if dlpack::is_aligned(address, dtype) && dtypes.contains(&dtype) {
             make.call1((dlpack::capsule(py, keeper, address, dtype, shape)?,))
         } else {
             let bytes = dlpack::capsule(py, keeper, address, Dtype::U8, &[size_bytes])?;

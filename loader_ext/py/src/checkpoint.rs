@@ -121,6 +121,7 @@ impl NativeCheckpoint {
         callback: Callback,
     ) -> PyResult<()> {
         let mapping = self.mappings(py)?.get(shard).ok_or_else(|| PyIndexError::new_err(shard))?;
+        address(mapping, offset, size_bytes)?;
         let Shard { arriving, verification, .. } = &self.checkpoint.shards[shard];
         if let Some(Arriving { arrival, patience }) = arriving {
             let chunks = arrival.subject().chunks_of(offset, size_bytes);
@@ -256,21 +257,23 @@ impl NativeCheckpoint {
         attach(py, placed, &dtypes, make, other)
     }
 
-    /// What a rank needs, read and packed by the rules of a plan; its pages alone are brought in.
+    /// What a rank needs, read by a back end and packed by the rules of a plan.
+    #[expect(clippy::too_many_arguments, reason = "each is one thing that Python says")]
     fn load_shard(
         &self,
         py: Python<'_>,
         rules: Vec<PyRule>,
         rank: u64,
         world_size: u64,
+        backend: &str,
         callback: Callback,
         threads: Option<usize>,
     ) -> PyResult<Parts> {
-        let plan = import_plan(rules);
+        let (plan, backend) = (import_plan(rules), import_backend(backend)?);
         let threads = threads.unwrap_or_else(populate::default_threads);
         let share = (rank, world_size);
         let loaded = progress::run(py, &callback, |watch| {
-            parallel::read(&self.checkpoint, &plan, share, threads, watch)
+            parallel::load(&self.checkpoint, &plan, backend, share, threads, watch)
         })?;
         Ok(Parts::new(&loaded))
     }

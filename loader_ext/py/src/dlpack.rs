@@ -6,7 +6,7 @@ use std::ffi::{CStr, c_void};
 use std::ptr;
 use std::sync::Arc;
 
-use pyo3::exceptions::PyOverflowError;
+use pyo3::exceptions::{PyOverflowError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use stoker_loader_core::dtype::Dtype;
@@ -54,7 +54,8 @@ struct Managed {
 
 /// A capsule over row-major elements at `address`, which `keeper` keeps valid and writable for
 /// the whole tensor. Whoever takes the capsule drops the keeper when the last tensor is gone, from
-/// whatever thread that is.
+/// whatever thread that is. Errors: `ValueError` if `address` is no multiple of the element: takers
+/// trust it, and their vector loads would fault or, on some processors, read other bytes.
 pub fn capsule<'py>(
     py: Python<'py>,
     keeper: Arc<dyn Any + Send + Sync>,
@@ -62,6 +63,11 @@ pub fn capsule<'py>(
     dtype: Dtype,
     shape: &[u64],
 ) -> PyResult<Bound<'py, PyAny>> {
+    if !is_aligned(address, dtype) {
+        let (name, bytes) = (dtype.name(), dtype.alignment());
+        let message = format!("a tensor of {name} must begin at a multiple of {bytes} bytes");
+        return Err(PyValueError::new_err(message));
+    }
     let (code, bits) = data_type(dtype);
     let shape = shape
         .iter()
@@ -96,6 +102,11 @@ pub fn capsule<'py>(
     }
     // SAFETY: PyCapsule_New returned a new reference.
     Ok(unsafe { Bound::from_owned_ptr(py, capsule) })
+}
+
+/// Whether elements at an address may be a tensor as they lie.
+pub fn is_aligned(address: *const u8, dtype: Dtype) -> bool {
+    (address as u64).is_multiple_of(dtype.alignment())
 }
 
 /// DLPack's code and bits for an element type.

@@ -55,6 +55,7 @@ class Checkpoint:
         rules: Sequence[tuple[str, tuple[int, Sequence[int], bool] | None]],
         rank: int,
         world_size: int,
+        backend: str,
         callback: _Progress,
         threads: int | None,
     ) -> Parts: ...

@@ -206,13 +206,15 @@ class Checkpoint:
         world_size: int,
         device: str | torch.device = "cpu",
         progress: Progress | None = None,
+        source: SourceName = "auto",
     ) -> dict[str, torch.Tensor]:
         """Give what one rank of a tensor-parallel group needs of each tensor, reading no more.
 
         What is in one piece in the file (replicated, rows) is a view of the mapping; the rest
         (columns, rows of fused weights) is packed into memory of its own, which goes with the last
-        of those tensors. Of a file that is on its way it waits for the chunks that the rank needs.
-        Where `verify` was asked for, those chunks are read whole. Raises PlanInvalidError,
+        of those tensors. `source` is as for `load`: by any but "populate" all of it is packed. Of
+        a file that is on its way it waits for the chunks that the rank needs. Where `verify` was
+        asked for, those chunks are read whole. Raises PlanInvalidError,
         TensorUnplannedError, SplitMismatchError before anything is read, and what `load` raises.
         """
         import torch
@@ -222,8 +224,9 @@ class Checkpoint:
             for pattern, split in plan.rules
         ]
         native, views = self._map(), self._torch_views()
+        choice = self._choice = choose(native, source, to_device=False)
         with self._timed("populate"):
-            parts = native.load_shard(rules, rank, world_size, progress, None)
+            parts = native.load_shard(rules, rank, world_size, choice.backend, progress, None)
         self._copied.size_bytes += parts.packed_bytes
         with self._timed("attach"):
             tensors = views.attach(parts)

@@ -12,7 +12,8 @@
 //! | 24 | 8 | length of a chunk |
 //! | 32 | 32 | identity: what is being fetched |
 //! | 64 | 8 | inode of the part file that this map speaks of |
-//! | 72 | 56 | zero |
+//! | 72 | 16 | boot in which the bits were made or verified: `random/boot_id` (proc(5)), in binary |
+//! | 88 | 40 | zero |
 //! | 128 | 8 x ceil(chunks / 64) | a bit for each chunk, the lowest first |
 //! | .. | 16 x chunks | XXH3-128 of each chunk that has arrived |
 
@@ -27,13 +28,15 @@ pub(super) const FILE_BYTES_AT: usize = 16;
 pub(super) const CHUNK_BYTES_AT: usize = 24;
 pub(super) const IDENTITY_AT: usize = 32;
 pub(super) const INODE_AT: usize = 64;
+pub(super) const BOOT_AT: usize = 72;
+pub(super) const BOOT_BYTES: usize = 16;
 /// How many bytes say what a map is.
 pub(super) const HEAD_BYTES: usize = 128;
 const DIGEST_BYTES: usize = 16;
 const WORD_BITS: usize = 64;
 pub(super) const COMPLETE: u32 = 1;
 /// Above any file that a machine can hold; keeps a corrupt length from becoming a huge mapping.
-pub(super) const MAX_FILE_BYTES: u64 = 1 << 50;
+pub const MAX_FILE_BYTES: u64 = 1 << 50;
 
 /// What is being fetched: its length, and a digest of what makes it that and nothing else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

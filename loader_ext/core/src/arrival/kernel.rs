@@ -1,14 +1,25 @@
 //! What an arrival map needs of the kernel: locks that end with their process, a sleep that another
 //! process ends, and room on the disk.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
+use super::head::BOOT_BYTES;
 use crate::error::{Error, Result};
+
+/// Where the kernel says which boot of the machine this is (random(4)), as a UUID.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// What no other boot of any machine has; zeros where a sandbox hides it.
+pub fn boot_id() -> [u8; BOOT_BYTES] {
+    let text = fs::read_to_string(BOOT_ID).unwrap_or_default();
+    let digits = text.trim().replace('-', "");
+    u128::from_str_radix(&digits, 16).unwrap_or_default().to_be_bytes()
+}
 
 /// Gives a file its length and all its room on the disk, or leaves it as it was.
 ///

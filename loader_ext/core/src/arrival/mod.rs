@@ -5,31 +5,33 @@
 //! has the map locked for as long as it lives, so a waiter can tell a slow fetch from one whose
 //! process died. A map and its part are never used for another subject: both are replaced, so that
 //! nobody who has them open ever sees other bytes than those he was promised.
+//!
+//! Neither map nor chunks are synced before the end: what a process that dies has written stays in
+//! the page cache, but a machine that loses power may keep a bit and lose its chunk. So a map says
+//! in which boot of the machine its bits were made or verified again. In any other boot they are
+//! claims, which nobody believes until a writer has read those chunks and vouched for what is left.
 
 pub mod head;
 mod kernel;
+mod waiting;
 
 use std::fs::{self, File, OpenOptions};
-use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
-use std::time::{Duration, Instant};
 
 use self::head::{
-    BEAT_AT, CHUNK_BYTES_AT, COMPLETE, FILE_BYTES_AT, HEAD_BYTES, Head, IDENTITY_AT, INODE_AT,
-    MAGIC, STATE_AT, Subject, bit, parse,
+    BEAT_AT, BOOT_AT, BOOT_BYTES, CHUNK_BYTES_AT, COMPLETE, FILE_BYTES_AT, HEAD_BYTES, Head,
+    IDENTITY_AT, INODE_AT, MAGIC, STATE_AT, Subject, bit, parse,
 };
 pub(crate) use self::kernel::reserve;
-use self::kernel::{futex_wait, futex_wake, is_locked, lock, unlock};
+use self::kernel::{boot_id, futex_wake, lock, unlock};
+pub use self::waiting::{Arriving, Silence};
 use crate::digest::CHUNK_BYTES;
 use crate::error::{Error, Kind, Result};
 
-/// How often a waiter makes sure that the writer lives and that it is still to wait.
-const WAIT_SLICE: Duration = Duration::from_millis(100);
 /// Tries to open a map that others replace meanwhile.
 const MAX_OPENINGS: usize = 8;
 /// Where the bytes of a file grow until it is complete.
@@ -58,6 +60,8 @@ pub struct Arrival {
     path: PathBuf,
     base: NonNull<u8>,
     head: Head,
+    /// Of this boot; zeros, which nobody believes, where the kernel does not tell.
+    boot: [u8; BOOT_BYTES],
     writes: bool,
 }
 
@@ -111,6 +115,7 @@ impl Arrival {
         arrival.store(CHUNK_BYTES_AT, &CHUNK_BYTES.to_le_bytes());
         arrival.store(IDENTITY_AT, &subject.identity);
         arrival.store(INODE_AT, &head.inode.to_le_bytes());
+        arrival.store(BOOT_AT, &arrival.boot);
         // Last, so that a map whose writer died here is none.
         arrival.store(0, &MAGIC);
         Ok((arrival, part))
@@ -151,8 +156,19 @@ impl Arrival {
         self.head.subject
     }
 
-    /// Whether a chunk is there and verified.
+    /// Whether a chunk is there and verified, in this boot of the machine.
     pub fn has(&self, chunk: usize) -> bool {
+        let is_of_this_boot = |(at, expected): (usize, &u8)| {
+            *expected == self.byte(BOOT_AT + at).load(Ordering::Relaxed)
+        };
+        let believed =
+            self.boot != [0; BOOT_BYTES] && self.boot.iter().enumerate().all(is_of_this_boot);
+        fence(Ordering::Acquire); // behind `vouch`: bits that it took back are seen as such
+        believed && self.claims(chunk)
+    }
+
+    /// Whether the map says so, in whatever boot.
+    pub fn claims(&self, chunk: usize) -> bool {
         let word = self.word(chunk).load(Ordering::Relaxed);
         // Not an acquiring load: of memory that is mapped to be read only, `std::sync::atomic`
         // allows relaxed loads alone.
@@ -173,7 +189,7 @@ impl Arrival {
 
     /// The digest of a chunk that has arrived.
     pub fn digest(&self, chunk: usize) -> u128 {
-        debug_assert!(self.has(chunk));
+        debug_assert!(self.claims(chunk));
         u128::from_le_bytes(std::array::from_fn(|byte| {
             self.byte(self.head.subject.digest_at(chunk) + byte).load(Ordering::Relaxed)
         }))
@@ -191,53 +207,17 @@ impl Arrival {
         self.word(chunk).fetch_and(!bit(chunk), Ordering::AcqRel);
     }
 
+    /// Says that every claim that is left was verified in this boot.
+    pub fn vouch(&self) {
+        fence(Ordering::Release); // the bits that were taken back come first
+        self.store(BOOT_AT, &self.boot);
+        self.beat();
+    }
+
     /// Says that the file stands at its final name.
     pub fn complete(&self) {
         self.number(STATE_AT).store(COMPLETE, Ordering::Release);
         self.beat();
-    }
-
-    /// Waits until all of `chunks` are there, and calls `watch` now and then, which may stop it.
-    ///
-    /// Errors: `FetchAbandoned` if the writer is gone before, `WaitTimeout` if nothing at all
-    /// arrives for as long as `patience`.
-    pub fn wait(
-        &self,
-        chunks: Range<usize>,
-        patience: Duration,
-        watch: &mut dyn FnMut() -> Result<()>,
-    ) -> Result<()> {
-        let mut silence = Silence::default();
-        while !self.wait_briefly(chunks.clone(), patience, &mut silence)? {
-            watch()?;
-        }
-        Ok(())
-    }
-
-    /// Waits a little, no longer than until something arrives; true if all of `chunks` are there.
-    /// Errors: as `wait`, with `silence` kept by the caller between its calls.
-    pub fn wait_briefly(
-        &self,
-        chunks: Range<usize>,
-        patience: Duration,
-        silence: &mut Silence,
-    ) -> Result<bool> {
-        let all = || chunks.clone().all(|chunk| self.has(chunk));
-        let beat = self.load(BEAT_AT);
-        if all() {
-            return Ok(true);
-        }
-        if silence.lasts(self.head.inode, beat) >= patience {
-            return Err(Error::new(&self.path, Kind::WaitTimeout));
-        }
-        futex_wait(self.number(BEAT_AT), beat, WAIT_SLICE);
-        let written = is_locked(&self.file);
-        // Looked at after the lock: what came before the writer left counts all the same.
-        match all() {
-            true => Ok(true),
-            false if written => Ok(false),
-            false => Err(Error::new(&self.path, Kind::FetchAbandoned)),
-        }
     }
 
     fn beat(&self) {
@@ -262,7 +242,7 @@ impl Arrival {
             return Err(Error::last_os(path, "mmap"));
         }
         let base = NonNull::new(base.cast::<u8>()).expect("a mapping is never at 0");
-        Ok(Self { file, path: path.to_path_buf(), base, head, writes })
+        Ok(Self { file, path: path.to_path_buf(), base, head, boot: boot_id(), writes })
     }
 
     fn store(&self, at: usize, bytes: &[u8]) {
@@ -358,32 +338,6 @@ fn remove_if_there(path: &Path) -> Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-/// Since when one who waits has seen nothing arrive, of one part after another.
-#[derive(Debug, Default)]
-pub struct Silence(Option<((u64, u32), Instant)>);
-
-impl Silence {
-    /// How long a part, by its inode, has been at this beat.
-    fn lasts(&mut self, inode: u64, beat: u32) -> Duration {
-        let now = (inode, beat);
-        let since = match self.0 {
-            Some((heard, since)) if heard == now => since,
-            _ => Instant::now(),
-        };
-        self.0 = Some((now, since));
-        since.elapsed()
-    }
-}
-
-/// A file on its way, and for how long nothing of it may arrive.
-#[derive(Debug, Clone)]
-pub struct Arriving {
-    /// Its map.
-    pub arrival: Arc<Arrival>,
-    /// The longest silence.
-    pub patience: Duration,
 }
 
 #[cfg(test)]

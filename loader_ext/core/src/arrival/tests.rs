@@ -1,8 +1,11 @@
+use std::ops::Range;
 use std::thread;
+use std::time::Duration;
 
 use proptest::prelude::*;
 
 use super::head::MAX_FILE_BYTES;
+use super::waiting::WAIT_SLICE;
 use super::*;
 
 const FOREVER: Duration = Duration::from_secs(60);
@@ -181,6 +184,77 @@ fn a_waiter_is_told_when_the_writer_is_gone() {
     assert_eq!(wait(&watcher, 0..2, FOREVER).unwrap_err().kind, Kind::FetchAbandoned);
 }
 
+/// Makes a map one that another boot of the machine left, as after a loss of power.
+fn age(path: &Path) {
+    let map = OpenOptions::new().write(true).open(map_path(path)).unwrap();
+    map.write_all_at(&[0xA5; BOOT_BYTES], BOOT_AT as u64).unwrap();
+}
+
+#[test]
+fn the_bits_of_another_boot_are_claims_until_someone_vouches() {
+    let (_folder, path) = folder();
+    let writer = write(&path, subject(3));
+    writer.arrived(0, 1);
+    writer.arrived(1, 2);
+    drop(writer);
+    age(&path);
+    let watcher = Arrival::watch(&path).unwrap();
+    assert!(!watcher.has(0) && watcher.claims(0));
+    assert_eq!(watcher.missing_bytes(), subject(3).file_bytes);
+    assert_eq!(wait(&watcher, 0..1, FOREVER).unwrap_err().kind, Kind::FetchAbandoned);
+
+    let writer = write(&path, subject(3));
+    assert!(writer.claims(0) && writer.claims(1), "there is something to verify");
+    assert!(!watcher.has(0), "who has it open only sees what was looked at");
+    writer.lost(1);
+    writer.arrived(0, 1);
+    assert!(!watcher.has(0));
+    writer.vouch();
+    assert!(watcher.has(0) && !watcher.has(1) && !watcher.has(2));
+    assert_eq!(wait(&watcher, 0..1, FOREVER), Ok(()));
+}
+
+#[test]
+fn vouching_wakes_who_waits() {
+    let (_folder, path) = folder();
+    write(&path, subject(1)).arrived(0, 1);
+    age(&path);
+    let writer = write(&path, subject(1));
+    let watcher = Arrival::watch(&path).unwrap();
+    let mut looked = false;
+    let outcome = watcher.wait(0..1, FOREVER, &mut || {
+        looked = true;
+        writer.vouch();
+        Ok(())
+    });
+    assert_eq!(outcome, Ok(()));
+    assert!(looked, "it had to wait");
+}
+
+#[test]
+fn where_no_boot_is_known_only_a_complete_file_is_believed() {
+    let (_folder, path) = folder();
+    let mut writer = write(&path, subject(2));
+    writer.boot = [0; BOOT_BYTES];
+    writer.vouch();
+    writer.arrived(0, 1);
+    let mut watcher = Arrival::watch(&path).unwrap();
+    watcher.boot = [0; BOOT_BYTES];
+    assert!(!watcher.has(0) && writer.claims(0));
+    assert_eq!(wait(&watcher, 0..1, Duration::ZERO).unwrap_err().kind, Kind::WaitTimeout);
+    writer.complete();
+    drop(writer);
+    assert_eq!(wait(&watcher, 0..2, FOREVER), Ok(()));
+}
+
+#[test]
+fn this_boot_has_a_name_of_its_own() {
+    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let hex: String = boot_id().iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(hex, text.trim().replace('-', ""));
+    assert_ne!(boot_id(), [0; BOOT_BYTES]);
+}
+
 #[test]
 fn what_is_no_map_is_refused() {
     let (_folder, path) = folder();
@@ -200,6 +274,22 @@ fn what_is_no_map_is_refused() {
     // For a writer, it is one to be made anew.
     let writer = write(&path, subject(2));
     assert!(!writer.has(0));
+}
+
+#[test]
+fn a_range_without_end_is_all_chunks_behind_its_begin() {
+    for file_bytes in [MAX_FILE_BYTES, u64::MAX] {
+        let subject = Subject { file_bytes, identity: [7; 32] };
+        let chunks = subject.chunks();
+        assert_eq!(subject.chunks_of(3 * CHUNK_BYTES, u64::MAX), 3..chunks);
+        assert_eq!(subject.chunks_of(4 * CHUNK_BYTES - 1, u64::MAX), 3..chunks);
+        assert_eq!(subject.chunks_of(file_bytes - 1, u64::MAX), chunks - 1..chunks);
+        assert!(subject.chunks_of(u64::MAX, 0).len() <= 1);
+        let (begin, length) = subject.chunk(chunks - 1);
+        assert_eq!(begin + length, file_bytes);
+        assert!(subject.word_at(chunks - 1) < subject.digest_at(0));
+        assert_eq!(subject.digest_at(chunks - 1) + 16, subject.map_bytes());
+    }
 }
 
 proptest! {

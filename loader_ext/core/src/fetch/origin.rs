@@ -7,9 +7,9 @@ use reqwest::header::{
     CONTENT_RANGE, ETAG, HeaderMap, IF_MATCH, LAST_MODIFIED, RANGE, RETRY_AFTER,
 };
 use reqwest::{Client, Response, StatusCode, redirect};
-
 use tokio::runtime::{self, Runtime};
 
+use crate::arrival::head::MAX_FILE_BYTES;
 use crate::error::{Error, Kind, Result};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -104,8 +104,13 @@ pub async fn describe(
         }
         _ => return Err(refusal(origin, &response)),
     };
+    let file_bytes = file_bytes.ok_or_else(|| ignored(origin))?;
+    if file_bytes > MAX_FILE_BYTES {
+        let reason = format!("it says that the object has {file_bytes} bytes, as no file can");
+        return Err(Failure::Permanent(Kind::SourceFailed { source_url: origin.label(), reason }));
+    }
     Ok(Description {
-        file_bytes: file_bytes.ok_or_else(|| ignored(origin))?,
+        file_bytes,
         etag: text(headers, ETAG).map(str::to_owned),
         modified: text(headers, LAST_MODIFIED).map(str::to_owned),
     })

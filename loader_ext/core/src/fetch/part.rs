@@ -53,7 +53,7 @@ impl Part {
         let path = part_path(destination);
         let (arrival, file) = Arrival::write(destination, subject)?;
         reserve(&file, &path, subject.file_bytes)?;
-        let sealed = (0..subject.chunks()).map(|chunk| Mutex::new(arrival.has(chunk))).collect();
+        let sealed = (0..subject.chunks()).map(|chunk| Mutex::new(arrival.claims(chunk))).collect();
         let expected = expected.map(|digest| digest.chunks.clone());
         Ok(Self { file, path, arrival, expected, sealed })
     }
@@ -70,7 +70,7 @@ impl Part {
 
     /// Whether a chunk is there.
     pub fn has(&self, chunk: usize) -> bool {
-        self.arrival.has(chunk)
+        self.arrival.claims(chunk)
     }
 
     /// Reads again what an earlier fetch had left and forgets what is not what it was; returns
@@ -89,8 +89,9 @@ impl Part {
             |buffer, index| self.verify_chunk(there[index], buffer),
             |done| watch(done, total),
         )?;
+        self.arrival.vouch();
         for (chunk, sealed) in self.sealed.iter_mut().enumerate() {
-            *sealed = Mutex::new(self.arrival.has(chunk));
+            *sealed = Mutex::new(self.arrival.claims(chunk));
         }
         Ok((kept_bytes, began.elapsed().as_secs_f64()))
     }
@@ -104,6 +105,8 @@ impl Part {
         let digest = xxh3_128(bytes);
         let promised = self.expected.as_ref().map_or(digest, |expected| expected[chunk]);
         if digest == self.arrival.digest(chunk) && digest == promised {
+            // Tells who waits that something happens, however long the kept chunks take.
+            self.arrival.arrived(chunk, digest);
             return Ok(Step::Done(length));
         }
         self.arrival.lost(chunk);

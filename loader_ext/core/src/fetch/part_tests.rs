@@ -89,6 +89,37 @@ fn what_stays_is_verified_before_it_counts() {
 }
 
 #[test]
+fn what_a_loss_of_power_left_is_read_before_anybody_sees_it() {
+    let (_folder, path) = folder();
+    let part = open(&path);
+    seal(&part, 0);
+    seal(&part, 1);
+    // The bits reached the disk, the bytes of the second chunk did not, and the machine began anew.
+    part.file.write_all_at(&[0; 10], CHUNK_BYTES).unwrap();
+    drop(part);
+    let map = fs::OpenOptions::new().write(true).open(map_path(&path)).unwrap();
+    map.write_all_at(&[0xA5; 16], 72).unwrap();
+
+    let mut resumed = open(&path);
+    let reader = Arrival::watch(&path).unwrap();
+    assert!(!reader.has(0) && !reader.has(1));
+    let mut seen = 0;
+    let kept = resumed.verify_resumed(&mut |_, _| {
+        seen += 1;
+        assert!(!reader.has(1));
+        Ok(())
+    });
+    assert_eq!(kept.unwrap().0, CHUNK_BYTES);
+    assert!(seen > 0);
+    assert!(reader.has(0) && !reader.has(1));
+    assert!(resumed.has(0) && !resumed.has(1));
+    seal(&resumed, 1);
+    assert!(reader.has(1));
+    resumed.finish(&path).unwrap();
+    assert_eq!(fs::read(&path).unwrap(), body());
+}
+
+#[test]
 fn another_object_begins_anew() {
     let (_folder, path) = folder();
     seal(&open(&path), 0);

@@ -40,7 +40,12 @@ pub struct Loaded<'a> {
     arena: Arc<Arena>,
 }
 
-impl Loaded<'_> {
+impl<'a> Loaded<'a> {
+    /// Parts that are all in an arena.
+    pub(super) fn packed(parts: Vec<Part<'a>>, arena: Arc<Arena>) -> Self {
+        Self { parts, views: Vec::new(), arena }
+    }
+
     /// Where one of the parts begins, and what keeps its memory valid and writable.
     pub fn memory(&self, part: &Part) -> (*mut u8, Arc<dyn Any + Send + Sync>) {
         if let Some(offset) = part.packed {
@@ -63,23 +68,12 @@ impl Loaded<'_> {
 pub fn read<'a>(
     checkpoint: &'a Checkpoint,
     plan: &Plan,
-    (rank, world_size): (u64, u64),
+    share: (u64, u64),
     threads: usize,
     mut watch: impl FnMut(u64, u64) -> Result<()>,
 ) -> Result<Loaded<'a>> {
-    plan.check(&checkpoint.path, rank, world_size)?;
-    let mut parts = Vec::new();
-    let mut packed_bytes = 0;
-    for (number, shard) in checkpoint.shards.iter().enumerate() {
-        for tensor in &shard.header.tensors {
-            let slice = plan.slice(&shard.path, tensor, rank, world_size)?;
-            let packed = slice.contiguous().is_none().then_some(packed_bytes);
-            if packed.is_some() {
-                packed_bytes += (slice.size_bytes() as usize).next_multiple_of(ALIGNMENT_BYTES);
-            }
-            parts.push(Part { shard: number, tensor, slice, packed });
-        }
-    }
+    let (parts, packed_bytes) =
+        deal(checkpoint, plan, share, |slice| slice.contiguous().is_none())?;
     let arena = Arc::new(Arena::new(&checkpoint.path, packed_bytes as u64)?);
     // Two mappings of a file: nobody ever writes to the one that is copied from, as a handler may
     // to its tensors, and the pages that only a copy needed are unmapped with it.
@@ -121,6 +115,29 @@ pub fn read<'a>(
         |done| watch(done, total),
     )?;
     Ok(Loaded { parts, views, arena })
+}
+
+/// The parts of a rank, those that are packed with their places in an arena; and its length.
+pub(super) fn deal<'a>(
+    checkpoint: &'a Checkpoint,
+    plan: &Plan,
+    (rank, world_size): (u64, u64),
+    is_packed: impl Fn(&Slice) -> bool,
+) -> Result<(Vec<Part<'a>>, usize)> {
+    plan.check(&checkpoint.path, rank, world_size)?;
+    let mut parts = Vec::new();
+    let mut packed_bytes = 0;
+    for (number, shard) in checkpoint.shards.iter().enumerate() {
+        for tensor in &shard.header.tensors {
+            let slice = plan.slice(&shard.path, tensor, rank, world_size)?;
+            let packed = is_packed(&slice).then_some(packed_bytes);
+            if packed.is_some() {
+                packed_bytes += (slice.size_bytes() as usize).next_multiple_of(ALIGNMENT_BYTES);
+            }
+            parts.push(Part { shard: number, tensor, slice, packed });
+        }
+    }
+    Ok((parts, packed_bytes))
 }
 
 fn map_shards(
@@ -184,18 +201,18 @@ fn pages_of_views(checkpoint: &Checkpoint, parts: &[Part]) -> Vec<Pages> {
 }
 
 /// Equal runs at equal distances in a file, and where they go in the arena.
-struct Copy {
-    shard: usize,
-    source: u64,
-    source_step: u64,
-    target: usize,
-    target_step: usize,
-    runs: u64,
-    run_bytes: u64,
+pub(super) struct Copy {
+    pub(super) shard: usize,
+    pub(super) source: u64,
+    pub(super) source_step: u64,
+    pub(super) target: usize,
+    pub(super) target_step: usize,
+    pub(super) runs: u64,
+    pub(super) run_bytes: u64,
 }
 
 /// The copies that pack a part, each of about a piece of the file; none for a view.
-fn copies(part: &Part) -> Vec<Copy> {
+pub(super) fn copies(part: &Part) -> Vec<Copy> {
     let (Some(packed), slice) = (part.packed, &part.slice) else { return Vec::new() };
     let target_step = (slice.size_bytes() / slice.lines) as usize;
     let mut copies = Vec::new();
@@ -218,12 +235,12 @@ fn copies(part: &Part) -> Vec<Copy> {
 }
 
 impl Copy {
-    fn size_bytes(&self) -> u64 {
+    pub(super) fn size_bytes(&self) -> u64 {
         self.runs * self.run_bytes
     }
 
     /// From the beginning of the first run to the end of the last, in the file.
-    fn span_bytes(&self) -> u64 {
+    pub(super) fn span_bytes(&self) -> u64 {
         (self.runs - 1) * self.source_step + self.run_bytes
     }
 
@@ -282,4 +299,4 @@ impl Copy {
 
 #[cfg(test)]
 #[path = "read_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -12,7 +12,7 @@ fn rule(pattern: &str, dimension: usize, parts: &[u64]) -> Rule {
     Rule { pattern: pattern.into(), split }
 }
 
-fn plan() -> Plan {
+pub(in crate::parallel) fn plan() -> Plan {
     let all = Rule { pattern: "*".into(), split: Split::Replicate };
     Plan {
         rules: vec![
@@ -26,7 +26,7 @@ fn plan() -> Plan {
 }
 
 /// Two shards of I32 tensors that count up, one with lines longer than a piece.
-fn counting(root: &Path) -> Checkpoint {
+pub(in crate::parallel) fn counting(root: &Path) -> Checkpoint {
     let tensor = |name: &'static str, shape: &[u64]| {
         let elements = shape.iter().product::<u64>() as u32;
         let data: Vec<u8> = (0..elements).flat_map(|value| value.to_le_bytes()).collect();
@@ -50,7 +50,7 @@ fn counting(root: &Path) -> Checkpoint {
 }
 
 /// The numbers of a part.
-fn numbers(loaded: &Loaded, part: &Part) -> Vec<u32> {
+pub(in crate::parallel) fn numbers(loaded: &Loaded, part: &Part) -> Vec<u32> {
     let (address, _keeper) = loaded.memory(part);
     // SAFETY: the part is inside the memory that the keeper holds until the end.
     let bytes = unsafe { slice::from_raw_parts(address, part.slice.size_bytes() as usize) };
@@ -88,7 +88,12 @@ fn every_rank_gets_its_numbers() {
 }
 
 /// The same by counting element for element.
-fn expected(name: &str, shape: &[u64], rank: u64, world_size: u64) -> Vec<u32> {
+pub(in crate::parallel) fn expected(
+    name: &str,
+    shape: &[u64],
+    rank: u64,
+    world_size: u64,
+) -> Vec<u32> {
     let total: u64 = shape.iter().product();
     let inner = |from: usize| shape[from.min(shape.len())..].iter().product::<u64>();
     let is_mine = |index: u64| match name {

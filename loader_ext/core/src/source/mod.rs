@@ -22,6 +22,7 @@ use crate::mapping::Mapping;
 use crate::pieces;
 
 pub use backend::{Backend, Cached, Choice, Sink, Wanted};
+pub use blocks::BLOCK_BYTES;
 pub use buffered::Buffered;
 pub use checked::CheckedFile;
 pub use direct::Direct;

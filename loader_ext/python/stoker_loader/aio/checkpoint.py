@@ -107,10 +107,12 @@ class Checkpoint:
         world_size: int,
         device: str | torch.device = "cpu",
         progress: Progress | None = None,
+        source: SourceName = "auto",
     ) -> dict[str, torch.Tensor]:
         """Give what one rank of a tensor-parallel group needs of each tensor."""
         return await in_thread(
-            lambda watch: self.blocking.load_shard(plan, rank, world_size, device, watch), progress
+            lambda watch: self.blocking.load_shard(plan, rank, world_size, device, watch, source),
+            progress,
         )
 
     async def load_into(
