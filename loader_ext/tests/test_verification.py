@@ -151,6 +151,18 @@ def test_known_digests_vouch_for_any_checkpoint(sharded: tuple[Path, dict]) -> N
         checkpoint.load()
 
 
+def test_a_digest_that_contradicts_itself_vouches_for_nothing(laid: Path) -> None:
+    weights = laid / "model.safetensors"
+    for path in (laid, weights):
+        known = sl.digest(path)
+        with sl.open(path, verify=known) as checkpoint:
+            checkpoint.load()
+        other = sl.Digest("blake3:" + "0" * 64, known.files)
+        with pytest.raises(errors.RootMismatchError) as refused:
+            sl.open(path, verify=other)
+        assert refused.value.file == str(path)
+
+
 def test_a_header_is_among_the_bytes_that_digests_vouch_for(laid: Path) -> None:
     known = sl.digest(laid)
     weights = laid / "model.safetensors"

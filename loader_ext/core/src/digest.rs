@@ -43,6 +43,13 @@ impl Digest {
         Self { root: root(&files, true), files }
     }
 
+    /// Fails with `RootMismatch` unless the root is that of the files, be they a directory's or one
+    /// file alone.
+    pub fn check(&self, path: &Path) -> Result<()> {
+        let alone = self.files.len() == 1 && root(&self.files, false) == self.root;
+        if alone { Ok(()) } else { check_root(path, &self.root, &root(&self.files, true)) }
+    }
+
     /// The digest of one file; its name is no part of the root, so it may be renamed.
     pub fn of_file(file: FileDigest) -> Self {
         let files = vec![file];

@@ -11,6 +11,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use stoker_loader_core::arrival::Arriving;
 use stoker_loader_core::checkpoint::{Checkpoint, Shard, Waiter};
+use stoker_loader_core::digest::Digest;
 use stoker_loader_core::dtype::Dtype;
 use stoker_loader_core::mapping::Mapping;
 use stoker_loader_core::source::{self, Backend, Sink, Wanted, image, probe};
@@ -42,7 +43,8 @@ pub struct NativeCheckpoint {
 #[pymethods]
 impl NativeCheckpoint {
     /// With `patience`, files may be on their way, and headers are waited for. With `verify` each
-    /// chunk is compared when it comes in: with `known` digests, else with those of sidecars.
+    /// chunk is compared when it comes in: with `known` digests, whose root, where it is given,
+    /// must be theirs, else with those of sidecars.
     #[new]
     #[pyo3(signature = (path, patience, verify=false, known=None, callback=None))]
     fn new(
@@ -50,7 +52,7 @@ impl NativeCheckpoint {
         path: PathBuf,
         patience: Option<Duration>,
         verify: bool,
-        known: Option<Vec<PyFile>>,
+        known: Option<(Option<String>, Vec<PyFile>)>,
         callback: Callback,
     ) -> PyResult<Self> {
         let checkpoint = progress::run(py, &callback, |watch| {
@@ -61,8 +63,13 @@ impl NativeCheckpoint {
             if !verify {
                 return Checkpoint::open(&path);
             }
-            let import = |files: Vec<PyFile>| -> Result<Vec<_>> {
-                files.into_iter().map(|file| import_file(&path, file)).collect()
+            let import = |(root, files): (Option<String>, Vec<PyFile>)| -> Result<Vec<_>> {
+                let import = |file| import_file(&path, file);
+                let files = files.into_iter().map(import).collect::<Result<Vec<_>>>()?;
+                let Some(root) = root else { return Ok(files) };
+                let digest = Digest { root, files };
+                digest.check(&path)?;
+                Ok(digest.files)
             };
             Checkpoint::open_verified(&path, known.map(import).transpose()?.as_deref())
         })?;

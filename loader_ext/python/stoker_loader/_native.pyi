@@ -27,7 +27,7 @@ class Checkpoint:
         path: _Path,
         patience: timedelta | None,
         verify: bool = False,
-        known: list[_File] | None = None,
+        known: tuple[str | None, list[_File]] | None = None,
         callback: _Progress = None,
     ) -> Checkpoint: ...
     def shards(self) -> list[tuple[str, int]]: ...

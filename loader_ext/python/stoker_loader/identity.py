@@ -69,11 +69,15 @@ def files_to_native(files: Iterable[FileDigest]) -> list[tuple[str, int, list[st
     return [(file.name, file.size_bytes, list(file.chunks)) for file in files]
 
 
-def known_to_native(verify: Verify) -> list[tuple[str, int, list[str]]] | None:
-    """The digests that were given, if any were."""
+def known_to_native(
+    verify: Verify,
+) -> tuple[str | None, list[tuple[str, int, list[str]]]] | None:
+    """The digests that were given, if any were, and their root."""
     if isinstance(verify, bool):
         return None
-    return files_to_native([verify] if isinstance(verify, FileDigest) else verify.files)
+    if isinstance(verify, FileDigest):
+        return None, files_to_native([verify])
+    return verify.root, files_to_native(verify.files)
 
 
 def digest_from_native(native: tuple[str, list[tuple[str, int, list[str]]]]) -> Digest:

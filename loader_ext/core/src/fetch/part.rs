@@ -137,7 +137,12 @@ impl Part {
         let chunks = (0..self.sealed.len()).map(|chunk| self.arrival.digest(chunk)).collect();
         let name = destination.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let digest = FileDigest { name, size_bytes: self.subject().file_bytes, chunks };
-        self.file.sync_all().map_err(|error| Error::io(&self.path, "fsync", &error))?;
+        if let Err(error) = self.file.sync_all() {
+            // The kernel tells of pages that it could not write once, and from then on has them as
+            // clean: what it still shows of them is not on the disk, and no later sync would say so.
+            (0..self.sealed.len()).for_each(|chunk| self.arrival.lost(chunk));
+            return Err(Error::io(&self.path, "fsync", &error));
+        }
         fs::rename(&self.path, destination)
             .map_err(|error| Error::io(destination, "rename", &error))?;
         let folder = destination.parent().filter(|path| !path.as_os_str().is_empty());

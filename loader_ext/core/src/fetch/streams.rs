@@ -89,11 +89,14 @@ pub fn run(
     thread::scope(|scope| {
         for first in 1..threads {
             let shared = &shared;
-            scope.spawn(move || {
+            let help = move || {
                 if let Err(error) = drive(shared, lane(first), &mut |_, _| Ok(())) {
                     shared.stop(error);
                 }
-            });
+            };
+            if let Err(error) = thread::Builder::new().spawn_scoped(scope, help) {
+                shared.stop(Error::io(part.path(), "starting a thread", &error));
+            }
         }
         if let Err(error) = drive(&shared, lane(0), watch) {
             shared.stop(error);
