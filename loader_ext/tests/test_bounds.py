@@ -69,5 +69,6 @@ def test_elements_that_do_not_lie_as_they_must(large: Path, dtype: str, bytes_ea
     assert native.capsule(0, 1, "F4", (2,))
 
 
-def _known(path: Path) -> list[tuple[str, int, list[str]]]:
-    return [(file.name, file.size_bytes, list(file.chunks)) for file in sl.digest(path).files]
+def _known(path: Path) -> tuple[str, list[tuple[str, int, list[str]]]]:
+    known = sl.digest(path)
+    return known.root, [(file.name, file.size_bytes, list(file.chunks)) for file in known.files]
