@@ -6,6 +6,7 @@ import builtins
 import json
 import os
 import pickle
+import signal
 import socket
 import subprocess
 import sys
@@ -288,6 +289,30 @@ def test_a_pickle_that_would_fill_the_memory(disk: Path) -> None:
     source = saved(disk, {"a": A, "b": Calling(bytearray, 1 << 34)})
     with pytest.raises(errors.ConversionLimitError, match=r"needs more memory than the \d+ bytes"):
         sl.convert(source, disk / "made")
+    assert sorted(path.name for path in disk.iterdir()) == ["model.pt"]
+
+
+def children() -> set[int]:
+    tasks = Path("/proc/self/task").iterdir()
+    return {int(pid) for task in tasks for pid in (task / "children").read_text().split()}
+
+
+def test_a_reader_that_is_silent_can_be_stopped(disk: Path) -> None:
+    class Stopped(Exception):
+        pass
+
+    before, heard = children(), []
+
+    def progress(*done: object) -> None:
+        heard.append(done)
+        for reader in children() - before:
+            os.kill(reader, signal.SIGSTOP)  # it says nothing from here on
+        if heard[-3:] == [done] * 3:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        sl.convert(saved(disk, {"a": A}), disk / "made", progress=progress)
+    assert children() == before
     assert sorted(path.name for path in disk.iterdir()) == ["model.pt"]
 
 

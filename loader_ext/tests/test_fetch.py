@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 import stoker_loader as sl
 from stoker_loader import errors
 from support.broken_line import broken_line
-from support.object_store import Asked, ObjectStore, Stalls, breaks_off, served, status
+from support.object_store import Asked, ObjectStore, Stalls, breaks_off, served, status, trickles
 
 CHUNK = 8 << 20
 BODY = random.Random(1).randbytes(3 * CHUNK + 5)
@@ -238,6 +238,16 @@ def test_a_stalled_range_is_asked_for_again(
     limits = sl.FetchLimits(streams=1, stall_s=0.3)
     assert_arrived(target, sl.fetch(store.url, target, limits=limits), expected)
     assert store.ranges.count(CHUNK) == 2
+
+
+def test_a_range_that_trickles_is_asked_for_again(
+    store: ObjectStore, target: Path, expected: sl.FileDigest
+) -> None:
+    """Never silent for long, and yet it would never end: an answer as a whole has a bound."""
+    store.faults.append(trickles(store, CHUNK, pieces=1000, pause_s=0.01))
+    limits = sl.FetchLimits(streams=1, stall_s=0.05, attempts=50, hedge_after_s=600)
+    assert_arrived(target, sl.fetch(store.url, target, limits=limits), expected)
+    assert store.ranges.count(CHUNK) >= 2
 
 
 def test_the_slowest_range_is_hedged(

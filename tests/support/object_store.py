@@ -125,6 +125,25 @@ def breaks_off(store: ObjectStore, times: int) -> Fault:
     return fault
 
 
+def trickles(store: ObjectStore, first: int, pieces: int, pause_s: float) -> Fault:
+    """Sends the first answer for one place a byte at a time, so many of them, and then the rest."""
+    left = 1
+
+    async def fault(asked: Asked, scope: Scope, receive: Receive, send: Send) -> bool:
+        nonlocal left
+        if asked.last == 0 or asked.first != first or left == 0:
+            return False
+        left -= 1
+        await send(store.head(asked))
+        for place in range(first, first + pieces):
+            await send(piece(store.body[place : place + 1]))
+            await asyncio.sleep(pause_s)
+        await send(piece(store.body[first + pieces : asked.last + 1], more=False))
+        return True
+
+    return fault
+
+
 @dataclass
 class Stalls:
     """Holds the first so many requests for one place, or any, after a few bytes, until

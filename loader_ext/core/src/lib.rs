@@ -32,6 +32,7 @@ pub mod parallel;
 pub mod pieces;
 pub mod pin;
 pub mod populate;
+mod reservation;
 pub mod residency;
 pub mod sidecar;
 pub mod source;

@@ -2,10 +2,9 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::ptr::{self, NonNull};
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 use crate::arrival::{Arriving, Silence};
@@ -13,6 +12,7 @@ use crate::checkpoint::Shard;
 use crate::error::{Error, Kind, Result};
 use crate::pin::refused;
 use crate::populate::Advice;
+use crate::reservation::Reservation;
 use crate::residency;
 use crate::verification::Verification;
 
@@ -52,59 +52,9 @@ impl Mapping {
 
     /// Maps the first `file_bytes` (more than 0) of an open file; no page is read.
     pub fn new(file: Arc<File>, path: &Path, file_bytes: u64) -> Result<Self> {
-        let too_long = || io::Error::from_raw_os_error(libc::EOVERFLOW);
-        let bytes = usize::try_from(file_bytes)
-            .ok()
-            .filter(|&bytes| bytes < isize::MAX as usize - 2 * HUGE_PAGE_BYTES)
-            .ok_or_else(|| Error::io(path, "mmap", &too_long()))?;
-        let span = bytes.next_multiple_of(page_bytes());
-        let reserved = span + HUGE_PAGE_BYTES;
-        // SAFETY: a fresh anonymous reservation at an address of the kernel's choice touches
-        // nothing that exists; it is replaced or returned below.
-        let start = unsafe {
-            libc::mmap(
-                ptr::null_mut(),
-                reserved,
-                libc::PROT_NONE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-                -1,
-                0,
-            )
-        };
-        if start == libc::MAP_FAILED {
-            return Err(Error::last_os(path, "reserving addresses"));
-        }
-        let head = (start as usize).next_multiple_of(HUGE_PAGE_BYTES) - start as usize;
-        let aligned = start.wrapping_byte_add(head);
-        // SAFETY: MAP_FIXED replaces only pages of the reservation above: `head` is below
-        // HUGE_PAGE_BYTES, so `aligned + span` does not pass its end. The file is ours and open.
-        let mapped = unsafe {
-            libc::mmap(
-                aligned,
-                bytes,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
-                file.as_raw_fd(),
-                0,
-            )
-        };
-        if mapped == libc::MAP_FAILED {
-            let error = Error::last_os(path, "mmap");
-            // SAFETY: the whole reservation is ours and nothing points into it.
-            unsafe { libc::munmap(start, reserved) };
-            return Err(error);
-        }
-        // SAFETY: both ends are ours, page-aligned, outside the mapped span, and unused.
-        unsafe {
-            if head > 0 {
-                libc::munmap(start, head);
-            }
-            libc::munmap(aligned.wrapping_byte_add(span), HUGE_PAGE_BYTES - head);
-        }
-        // SAFETY: the range is exactly the mapping. A kernel without huge pages answers EINVAL
-        // and maps small ones, which is slower and just as right.
-        unsafe { libc::madvise(mapped, bytes, libc::MADV_HUGEPAGE) };
-        let address = NonNull::new(mapped.cast::<u8>()).expect("mmap never succeeds at null");
+        let reservation = Reservation::new(path, file_bytes)?;
+        let bytes = reservation.size_bytes();
+        let address = reservation.map(path, Some(&file))?;
         Ok(Self {
             address,
             bytes,

@@ -6,7 +6,8 @@
 
 use std::time::{Duration, Instant};
 
-/// Streams that may have one chunk at the same time.
+/// Streams that may have one chunk at the same time; one more where all of them are of one source,
+/// and the free one is not.
 const MAX_HOLDERS: usize = 2;
 
 /// What a stream is to do.
@@ -98,17 +99,20 @@ impl Ledger {
         self.done == self.chunks.len()
     }
 
-    /// The chunk that is longest in flight with one holder, once it is slow.
+    /// The chunk that is longest in flight with too few holders, once it is slow.
     fn hedge(&mut self, source: usize, now: Instant) -> Next {
         let slow_at = |since: Instant| since + self.hedge_after;
+        let may_join = |holders: &[usize]| {
+            let of_one = holders.iter().all(|holder| *holder == holders[0]);
+            holders.len() < MAX_HOLDERS
+                || (holders.len() == MAX_HOLDERS && of_one && holders[0] != source)
+        };
         let oldest = self
             .chunks
             .iter()
             .enumerate()
             .filter_map(|(chunk, state)| match state {
-                State::InFlight(holders, since) if holders.len() < MAX_HOLDERS => {
-                    Some((*since, chunk))
-                }
+                State::InFlight(holders, since) if may_join(holders) => Some((*since, chunk)),
                 _ => None,
             })
             .min();
@@ -159,11 +163,21 @@ mod tests {
         let (mut ledger, now) = ledger(1);
         assert_eq!(ledger.next(0, now), Next::Take(0));
         assert_eq!(ledger.next(1, now + HEDGE), Next::Hedge(0));
-        assert_eq!(ledger.next(2, now + 9 * HEDGE), Next::Wait(None));
+        assert_eq!(ledger.next(2, now + 9 * HEDGE), Next::Wait(None), "two sources are enough");
         assert!(ledger.arrived(0));
         assert!(!ledger.arrived(0));
         ledger.failed(0, 1);
         assert!(ledger.is_done(0));
+    }
+
+    #[test]
+    fn a_slow_source_cannot_keep_a_chunk_to_itself() {
+        let (mut ledger, now) = ledger(1);
+        assert_eq!(ledger.next(0, now), Next::Take(0));
+        assert_eq!(ledger.next(0, now + HEDGE), Next::Hedge(0));
+        assert_eq!(ledger.next(0, now + HEDGE), Next::Wait(None));
+        assert_eq!(ledger.next(1, now + HEDGE), Next::Hedge(0), "another source may be faster");
+        assert_eq!(ledger.next(2, now + HEDGE), Next::Wait(None));
     }
 
     #[test]
@@ -179,7 +193,7 @@ mod tests {
 
     proptest! {
         /// Whatever fails and however late, every chunk arrives, none is handed to more than
-        /// `MAX_HOLDERS`, and nobody waits without end while something is missing.
+        /// `MAX_HOLDERS` and one, and nobody waits without end while something is missing.
         #[test]
         fn every_chunk_arrives(
             chunks in 0usize..12,
@@ -195,7 +209,7 @@ mod tests {
                         prop_assert!(!there[chunk]);
                         flying.push((chunk, source));
                         let holders = flying.iter().filter(|held| held.0 == chunk).count();
-                        prop_assert!(holders <= MAX_HOLDERS);
+                        prop_assert!(holders <= MAX_HOLDERS + 1);
                     }
                     Next::Wait(_) => prop_assert!(!flying.is_empty()),
                     Next::Finished => prop_assert!(there.iter().all(|there| *there)),

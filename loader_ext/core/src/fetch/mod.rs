@@ -4,6 +4,8 @@
 //! ([`crate::arrival`]); both are gone when `NAME` appears. [`ledger`] decides who fetches what,
 //! [`origin`] knows HTTP, [`part`] owns the two files, and [`streams`] lets them work together.
 
+mod backoff;
+mod describing;
 pub mod ledger;
 pub mod origin;
 mod part;
@@ -22,6 +24,9 @@ use part::Part;
 /// The most connections to one origin.
 pub const MAX_STREAMS: usize = 64;
 
+/// How often the caller is asked whether to go on while nothing arrives.
+const WATCH_EVERY: Duration = Duration::from_millis(100);
+
 /// What to fetch.
 #[derive(Debug, Clone)]
 pub struct Wanted {
@@ -36,7 +41,7 @@ pub struct Wanted {
 pub struct Limits {
     /// Connections to each origin, each with one range of a chunk's length under way.
     pub streams: usize,
-    /// The longest silence of a connection.
+    /// The longest silence of a connection. An answer as a whole has [`origin::MAX_SILENCES`] of these.
     pub stall: Duration,
     /// After this time a chunk is asked for a second time, once no other is left to ask for.
     pub hedge_after: Duration,
@@ -104,7 +109,7 @@ pub fn fetch(
             Description { file_bytes: expected.size_bytes, etag: None, modified: None }
         }
         None => {
-            let found = streams::describe(&wanted, destination, limits, watch)?;
+            let found = describing::describe(&wanted, destination, limits, watch)?;
             for origin in &mut wanted.origins {
                 origin.etag = origin.etag.take().or_else(|| found.etag.clone());
                 if origin.etag.is_none() {

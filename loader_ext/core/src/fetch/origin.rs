@@ -13,6 +13,9 @@ use crate::arrival::head::MAX_FILE_BYTES;
 use crate::error::{Error, Kind, Result};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Silences that one answer may take in all: who sends a byte now and then is as good as silent. By
+/// default a chunk has 5 minutes, which is 28 kB/s.
+pub const MAX_SILENCES: u32 = 20;
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A URL that answers ranged GETs, such as a presigned one of an object store.
@@ -62,7 +65,8 @@ pub enum Failure {
 }
 
 /// A client for ranges: HTTP/1.1 connections that are kept, no redirects (a signature is for one
-/// URL), no decompression, and no more than `stall` without a byte.
+/// URL), no decompression, no more than `stall` without a byte, and no answer that takes longer than
+/// [`MAX_SILENCES`] of those.
 pub fn client(file: &Path, stall: Duration) -> Result<Client> {
     // Refused when an earlier call has done it.
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -71,6 +75,7 @@ pub fn client(file: &Path, stall: Duration) -> Result<Client> {
         .redirect(redirect::Policy::none())
         .connect_timeout(CONNECT_TIMEOUT)
         .read_timeout(stall)
+        .timeout(stall.saturating_mul(MAX_SILENCES))
         .pool_idle_timeout(POOL_IDLE_TIMEOUT)
         .tcp_nodelay(true)
         .build()

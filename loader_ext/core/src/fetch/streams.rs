@@ -1,8 +1,5 @@
 //! Streams at work: each asks the ledger what to do, brings that range, and learns from failure.
 
-use std::collections::hash_map::RandomState;
-use std::hash::{BuildHasher, Hasher};
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::thread;
@@ -11,63 +8,16 @@ use std::time::{Duration, Instant};
 use reqwest::Client;
 use tokio::{sync::Notify, time};
 
+use super::backoff::{MAX_BACKOFF, backoff};
 use super::ledger::{Ledger, Next};
-use super::origin::{self, Description, Failure, Origin};
+use super::origin::{self, Failure, Origin};
 use super::part::{Outcome, Part};
-use super::{Limits, MAX_STREAMS, Wanted};
+use super::{Limits, MAX_STREAMS, WATCH_EVERY, Wanted};
 use crate::error::{Error, Kind, Result};
 use crate::pieces;
 
-/// How often the caller is asked whether to go on while nothing arrives.
-const WATCH_EVERY: Duration = Duration::from_millis(100);
-/// First pause after a failure; it doubles with each further one of the same stream.
-const BACKOFF: Duration = Duration::from_millis(100);
-const MAX_BACKOFF: Duration = Duration::from_secs(5);
 /// Chunks with wrong bytes after which an origin is not asked any more.
 const MAX_CORRUPT: u32 = 2;
-
-/// What the first origin that answers says of the object. Errors: why the last one did not.
-pub fn describe(
-    wanted: &Wanted,
-    destination: &Path,
-    limits: &Limits,
-    watch: &mut dyn FnMut(u64, u64) -> Result<()>,
-) -> Result<Description> {
-    let client = origin::client(destination, limits.stall)?;
-    origin::runtime(destination)?.block_on(async {
-        let asking = ask_all(&client, wanted, limits);
-        tokio::pin!(asking);
-        loop {
-            tokio::select! {
-                found = &mut asking => return found.map_err(|kind| Error::new(destination, kind)),
-                () = time::sleep(WATCH_EVERY) => watch(0, 0)?,
-            }
-        }
-    })
-}
-
-async fn ask_all(
-    client: &Client,
-    wanted: &Wanted,
-    limits: &Limits,
-) -> std::result::Result<Description, Kind> {
-    let mut last = Kind::NoSource;
-    for attempt in 1..=limits.attempts {
-        let mut hopeless = true;
-        for origin in &wanted.origins {
-            match origin::describe(client, origin).await {
-                Ok(found) => return Ok(found),
-                Err(Failure::Permanent(kind)) => last = kind,
-                Err(Failure::Transient(kind, _)) => (hopeless, last) = (false, kind),
-            }
-        }
-        if hopeless || attempt == limits.attempts {
-            break;
-        }
-        time::sleep(backoff(attempt)).await;
-    }
-    Err(last)
-}
 
 /// Brings every chunk that is missing; returns the bytes by origin and the seconds.
 ///
@@ -167,6 +117,16 @@ struct Shared<'a> {
     changed: Notify,
 }
 
+/// Tells who waits that a stream has ended.
+struct Ends<'a>(&'a Shared<'a>);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Ordering::AcqRel);
+        self.0.changed.notify_waiters();
+    }
+}
+
 /// Why a chunk was not brought.
 enum Trouble {
     Origin(Failure),
@@ -198,7 +158,16 @@ impl<'a> Shared<'a> {
         }
     }
 
-    async fn stream(&self, client: &Client, origin: usize) {
+    /// One stream to its end. Whatever that is, even a panic, it counts as ended.
+    fn stream<'b>(&'b self, client: &'b Client, origin: usize) -> impl Future<Output = ()> + 'b {
+        let ends = Ends(self);
+        async move {
+            let _ends = ends;
+            self.work(client, origin).await;
+        }
+    }
+
+    async fn work(&self, client: &Client, origin: usize) {
         let mut failures = 0;
         loop {
             // No change is missed from here on, even before this is awaited.
@@ -228,8 +197,6 @@ impl<'a> Shared<'a> {
                 let _ = time::timeout(pause, self.until(|state| state.ledger.is_finished())).await;
             }
         }
-        self.running.fetch_sub(1, Ordering::AcqRel);
-        self.changed.notify_waiters();
     }
 
     fn next(&self, origin: usize) -> Next {
@@ -391,13 +358,4 @@ impl<'a> Shared<'a> {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no holder of this lock panics")
     }
-}
-
-/// A random pause up to a bound that doubles (*full jitter*: M. Brooker, "Exponential Backoff And
-/// Jitter", AWS Architecture Blog, 2015), so that streams that failed together do not return
-/// together.
-fn backoff(failures: u32) -> Duration {
-    let bound = BACKOFF.saturating_mul(1 << failures.min(16)).min(MAX_BACKOFF);
-    let random = RandomState::new().build_hasher().finish();
-    bound.mul_f64(random as f64 / u64::MAX as f64)
 }

@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from stoker_loader.conversion.storage import storage_errors
 from stoker_loader.errors import ConversionFailedError, ConversionLimitError, LoaderError
 from stoker_loader.page_cache import Progress
 
+WATCH_SECONDS = 0.1  # the caller is asked so often whether to go on
 STALL_SECONDS = 900.0  # between two messages: a legacy pickle or a GGUF model is read in one go
 EXIT_SECONDS = 60.0
 MAX_MESSAGE_BYTES = 32 << 20
@@ -30,19 +32,21 @@ def run(job: Job, folder: Path, advance: Progress) -> Outcome:
     """Run a job to its end and return what it did.
 
     What the child prints goes to a log in `folder`, of which an unexpected end tells the tail. The
-    child is gone when this returns, and dies with this process. Raises what the child reports,
-    ConversionLimitError, ConversionFailedError, StorageError, and what `advance` raises.
+    child is gone when this returns, and dies with this process. `advance` is called at least every
+    0.1 s, and what it raises ends the child. Raises that, what the child reports,
+    ConversionLimitError, ConversionFailedError, StorageError.
     """
     log = folder / "log"
     with storage_errors(folder):
         child, report = _start(job, folder, log)
     outcome: Outcome | None = None
+    heard = Progressed(0, 0)
     try:
         _tell(child, job)
         for line in _lines(report, job):
-            match _decoded(line, job):
-                case Progressed(done_bytes, total_bytes):
-                    advance(done_bytes, total_bytes)
+            match heard if line is None else _decoded(line, job):
+                case Progressed() as heard:
+                    advance(heard.done_bytes, heard.total_bytes)
                 case Outcome() as outcome:
                     pass
                 case LoaderError() as error:
@@ -99,16 +103,21 @@ def _tell(child: subprocess.Popen[bytes], job: Job) -> None:
         pass  # it died before it read: its exit code and its log say why
 
 
-def _lines(report: int, job: Job) -> Iterator[bytes]:
-    """The child's messages until it closes its end."""
+def _lines(report: int, job: Job) -> Iterator[bytes | None]:
+    """The child's messages until it closes its end; None while nothing is heard."""
     pending = b""
+    heard_at = time.monotonic()
     while True:
-        if not select.select([report], [], [], STALL_SECONDS)[0]:
-            raise ConversionLimitError(
-                f"{job.files[0]}: nothing was heard of its reader for {STALL_SECONDS:.0f} s;"
-                " check the disk that it lies on",
-                file=job.files[0],
-            )
+        if not select.select([report], [], [], WATCH_SECONDS)[0]:
+            if time.monotonic() - heard_at > STALL_SECONDS:
+                raise ConversionLimitError(
+                    f"{job.files[0]}: nothing was heard of its reader for {STALL_SECONDS:.0f} s;"
+                    " check the disk that it lies on",
+                    file=job.files[0],
+                )
+            yield None
+            continue
+        heard_at = time.monotonic()
         piece = os.read(report, READ_BYTES)
         if not piece:
             return

@@ -1,0 +1,18 @@
+//! How long to wait after a failure.
+
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::time::Duration;
+
+/// The bound of the first pause; it doubles with each further failure.
+const BACKOFF: Duration = Duration::from_millis(100);
+pub const MAX_BACKOFF: Duration = Duration::from_secs(5);
+
+/// A random pause up to a bound that doubles (*full jitter*: M. Brooker, "Exponential Backoff And
+/// Jitter", AWS Architecture Blog, 2015), so that streams that failed together do not return
+/// together.
+pub fn backoff(failures: u32) -> Duration {
+    let bound = BACKOFF.saturating_mul(1 << failures.min(16)).min(MAX_BACKOFF);
+    let random = RandomState::new().build_hasher().finish();
+    bound.mul_f64(random as f64 / u64::MAX as f64)
+}
