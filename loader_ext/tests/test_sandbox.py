@@ -60,6 +60,17 @@ if libc.connect(s, where, len(where)):
 """
 
 
+def raw_call(name: str, arguments: str) -> str:
+    """Makes a system call by its number, as code past Python's own walls could."""
+    return f"""
+import ctypes, os, platform
+from stoker_loader.conversion.system_calls import ARCHITECTURES
+number = ARCHITECTURES[platform.machine()][2][{name!r}]
+if ctypes.CDLL(None, use_errno=True).syscall(number, {arguments}) < 0:
+    raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+"""
+
+
 @pytest.mark.usefixtures("namespaces")
 def test_without_a_network_nothing_answers() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -153,8 +164,24 @@ def system_calls() -> None:
         "import subprocess; subprocess.run(['true'])",
         "os.kill(os.getppid(), 0)",
         "import threading; threading.Thread(target=print).start()",
+        "import signal; os.pidfd_open(os.getppid())",
+        raw_call("tkill", "os.getppid(), 0"),
+        raw_call("tgkill", "os.getppid(), os.getppid(), 0"),
+        raw_call("process_vm_readv", "os.getppid(), None, 0, None, 0, 0"),
     ],
-    ids=["socket", "socketpair", "fork", "exec", "process", "kill", "thread"],
+    ids=[
+        "socket",
+        "socketpair",
+        "fork",
+        "exec",
+        "process",
+        "kill",
+        "thread",
+        "pidfd",
+        "tkill",
+        "tgkill",
+        "memory",
+    ],
 )
 def test_the_kernel_refuses_system_calls(action: str) -> None:
     refused = attempt(CALLS, action)
