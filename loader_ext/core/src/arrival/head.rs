@@ -11,7 +11,7 @@
 //! | 16 | 8 | length of the file |
 //! | 24 | 8 | length of a chunk |
 //! | 32 | 32 | identity: what is being fetched |
-//! | 64 | 8 | inode of the part file that this map speaks of |
+//! | 64 | 8 | inode of the part file that this map speaks of; 0 until that is made |
 //! | 72 | 16 | boot in which the bits were made or verified: `random/boot_id` (proc(5)), in binary |
 //! | 88 | 40 | zero |
 //! | 128 | 8 x ceil(chunks / 64) | a bit for each chunk, the lowest first |

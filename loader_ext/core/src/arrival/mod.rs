@@ -16,6 +16,7 @@ mod kernel;
 mod waiting;
 
 use std::fs::{self, File, OpenOptions};
+use std::io::ErrorKind;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -34,6 +35,8 @@ use crate::error::{Error, Kind, Result};
 
 /// Tries to open a map that others replace meanwhile.
 const MAX_OPENINGS: usize = 8;
+/// What no file has: the map's part is still to be made.
+const NO_INODE: u64 = 0;
 /// Where the bytes of a file grow until it is complete.
 pub fn part_path(destination: &Path) -> PathBuf {
     beside(destination, ".part")
@@ -79,7 +82,12 @@ impl Arrival {
     pub fn write(destination: &Path, subject: Subject) -> Result<(Self, File)> {
         let (path, part_path) = (map_path(destination), part_path(destination));
         for _ in 0..MAX_OPENINGS {
-            let file = open_or_make(&path)?;
+            let Some(file) = open_map(&path)? else {
+                match Self::make(&path, subject)? {
+                    Some(arrival) => return arrival.begin(&part_path),
+                    None => continue,
+                }
+            };
             if !lock(&file) {
                 break;
             }
@@ -95,30 +103,48 @@ impl Arrival {
             // Never reused in place, see above; and a map that is cut short would kill by SIGBUS
             // who has it mapped.
             remove_if_there(&part_path)?;
-            if file.metadata().map_err(|error| Error::io(&path, "stat", &error))?.len() == 0 {
-                return Self::begin(file, &path, subject, &part_path);
-            }
             remove_if_there(&path)?;
         }
         Err(Error::new(&path, Kind::FetchBusy))
     }
 
-    fn begin(file: File, path: &Path, subject: Subject, part_path: &Path) -> Result<(Self, File)> {
+    /// Makes a map, locked, that is whole before it has a name; `None` if another was faster.
+    fn make(path: &Path, subject: Subject) -> Result<Option<Self>> {
+        let folder = path.parent().filter(|path| !path.as_os_str().is_empty());
+        let made = tempfile::Builder::new()
+            .suffix(".map")
+            .tempfile_in(folder.unwrap_or(Path::new(".")))
+            .map_err(|error| Error::io(path, "open", &error))?;
+        reserve(made.as_file(), path, subject.map_bytes() as u64)?;
+        let mut head = [0; HEAD_BYTES];
+        let mut put = |at: usize, bytes: &[u8]| head[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0, &MAGIC);
+        put(FILE_BYTES_AT, &subject.file_bytes.to_le_bytes());
+        put(CHUNK_BYTES_AT, &CHUNK_BYTES.to_le_bytes());
+        put(IDENTITY_AT, &subject.identity);
+        put(BOOT_AT, &boot_id());
+        let written = made.as_file().write_all_at(&head, 0);
+        written.map_err(|error| Error::io(path, "write", &error))?;
+        if !lock(made.as_file()) {
+            return Err(Error::last_os(path, "lock"));
+        }
+        match made.persist_noclobber(path) {
+            Ok(file) => Self::map(file, path, Head { subject, inode: NO_INODE }, true).map(Some),
+            Err(error) if error.error.kind() == ErrorKind::AlreadyExists => Ok(None),
+            Err(error) => Err(Error::io(path, "rename", &error.error)),
+        }
+    }
+
+    /// Makes the part of a map without one, in place of whatever is there.
+    fn begin(mut self, part_path: &Path) -> Result<(Self, File)> {
+        remove_if_there(part_path)?;
         let mut options = OpenOptions::new();
         let options = options.read(true).write(true).create_new(true).mode(0o600);
         let part = options.open(part_path).map_err(|error| Error::io(part_path, "open", &error))?;
         let found = part.metadata().map_err(|error| Error::io(part_path, "stat", &error))?;
-        reserve(&file, path, subject.map_bytes() as u64)?;
-        let head = Head { subject, inode: found.ino() };
-        let arrival = Self::map(file, path, head, true)?;
-        arrival.store(FILE_BYTES_AT, &subject.file_bytes.to_le_bytes());
-        arrival.store(CHUNK_BYTES_AT, &CHUNK_BYTES.to_le_bytes());
-        arrival.store(IDENTITY_AT, &subject.identity);
-        arrival.store(INODE_AT, &head.inode.to_le_bytes());
-        arrival.store(BOOT_AT, &arrival.boot);
-        // Last, so that a map whose writer died here is none.
-        arrival.store(0, &MAGIC);
-        Ok((arrival, part))
+        self.head.inode = found.ino();
+        self.store(INODE_AT, &self.head.inode.to_le_bytes());
+        Ok((self, part))
     }
 
     /// Opens the map of `destination` to wait on. Errors: `ArrivalInvalid`, `NotFound`, `Io`.
@@ -134,8 +160,10 @@ impl Arrival {
     /// Opens the file that this map speaks of, whether it still grows or has its name by now;
     /// `None` if it is gone. The first chunk must have arrived: then it has its full length.
     pub fn open(&self, destination: &Path) -> Result<Option<File>> {
+        // Said after the map was opened, maybe, but before the chunk.
+        let inode = u64::from_le_bytes(self.bytes(INODE_AT));
         for path in [&part_path(destination), destination] {
-            let Some(file) = open_inode(path, self.head.inode, false)? else { continue };
+            let Some(file) = open_inode(path, inode, false)? else { continue };
             // Numbers of inodes are given out again. But another fetch makes its part after it took
             // this map's name away, and what stands under the file's own name is whole.
             let is_whole = path == destination && self.is_complete();
@@ -190,9 +218,7 @@ impl Arrival {
     /// The digest of a chunk that has arrived.
     pub fn digest(&self, chunk: usize) -> u128 {
         debug_assert!(self.claims(chunk));
-        u128::from_le_bytes(std::array::from_fn(|byte| {
-            self.byte(self.head.subject.digest_at(chunk) + byte).load(Ordering::Relaxed)
-        }))
+        u128::from_le_bytes(self.bytes(self.head.subject.digest_at(chunk)))
     }
 
     /// Says that a chunk is written and verified, and wakes who waits for it.
@@ -251,6 +277,10 @@ impl Arrival {
         }
     }
 
+    fn bytes<const COUNT: usize>(&self, at: usize) -> [u8; COUNT] {
+        std::array::from_fn(|byte| self.byte(at + byte).load(Ordering::Relaxed))
+    }
+
     fn byte(&self, at: usize) -> &AtomicU8 {
         assert!(at < self.head.subject.map_bytes());
         // SAFETY: within the mapping, which lives as long as `self`; a byte needs no alignment.
@@ -290,10 +320,11 @@ impl Drop for Arrival {
     }
 }
 
-fn open_or_make(path: &Path) -> Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false).mode(0o600);
-    options.open(path).map_err(|error| Error::io(path, "open", &error))
+fn open_map(path: &Path) -> Result<Option<File>> {
+    match OpenOptions::new().read(true).write(true).open(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        opened => opened.map(Some).map_err(|error| Error::io(path, "open", &error)),
+    }
 }
 
 /// Whether the open file is the one that the path names now.
@@ -301,7 +332,7 @@ fn is_at(file: &File, path: &Path) -> Result<bool> {
     let opened = file.metadata().map_err(|error| Error::io(path, "stat", &error))?;
     match fs::metadata(path) {
         Ok(named) => Ok((opened.dev(), opened.ino()) == (named.dev(), named.ino())),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
         Err(error) => Err(Error::io(path, "stat", &error)),
     }
 }
@@ -312,7 +343,7 @@ fn read_head(file: &File, path: &Path) -> Result<Option<Head>> {
     let mut head = [0; HEAD_BYTES];
     match file.read_exact_at(&mut head, 0) {
         Ok(()) => Ok(parse(&head, map_bytes)),
-        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(None),
         Err(error) => Err(io(&error)),
     }
 }
@@ -326,16 +357,14 @@ fn open_inode(path: &Path, inode: u64, writes: bool) -> Result<Option<File>> {
             let found = file.metadata().map_err(|error| Error::io(path, "stat", &error))?;
             Ok(Some(file).filter(|_| found.ino() == inode))
         }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::io(path, "open", &error)),
     }
 }
 
 fn remove_if_there(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(Error::io(path, "unlink", &error))
-        }
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io(path, "unlink", &error)),
         _ => Ok(()),
     }
 }

@@ -1,4 +1,6 @@
 use std::ops::Range;
+use std::sync::Barrier;
+use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::Duration;
 
@@ -48,6 +50,75 @@ fn what_arrived_is_seen_by_others_and_kept() {
     assert!(!watcher.is_complete());
     again.complete();
     assert!(watcher.is_complete());
+}
+
+#[test]
+fn a_map_with_a_name_is_a_whole_one() {
+    let (folder, path) = folder();
+    let made = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..200 {
+                drop(write(&path, subject(2)));
+                for name in [map_path(&path), part_path(&path)] {
+                    fs::remove_file(name).unwrap();
+                }
+            }
+            made.store(true, Ordering::Release);
+        });
+        while !made.load(Ordering::Acquire) {
+            match Arrival::watch(&path) {
+                Ok(watcher) => assert_eq!(watcher.subject(), subject(2)),
+                Err(error) => assert_eq!(error.kind, Kind::NotFound),
+            }
+        }
+    });
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn of_writers_that_begin_together_one_does() {
+    let (folder, path) = folder();
+    for _ in 0..50 {
+        let start = Barrier::new(4);
+        let begin = || {
+            start.wait();
+            Arrival::write(&path, subject(2))
+        };
+        let outcomes: Vec<_> = thread::scope(|scope| {
+            let begun: Vec<_> = (0..4).map(|_| scope.spawn(begin)).collect();
+            begun.into_iter().map(|begun| begun.join().unwrap()).collect()
+        });
+        let (mut writers, mut kinds) = (Vec::new(), Vec::new());
+        for outcome in outcomes {
+            match outcome {
+                Ok(writer) => writers.push(writer),
+                Err(error) => kinds.push(error.kind),
+            }
+        }
+        assert_eq!(kinds, vec![Kind::FetchBusy; 3]);
+        let (writer, part) = writers.pop().unwrap();
+        let named = fs::metadata(part_path(&path)).unwrap();
+        assert_eq!((part.metadata().unwrap().ino(), writer.head.inode), (named.ino(), named.ino()));
+        drop(writer);
+        for name in [map_path(&path), part_path(&path)] {
+            fs::remove_file(name).unwrap();
+        }
+    }
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn who_watches_before_the_part_is_made_finds_it() {
+    let (_folder, path) = folder();
+    let map = Arrival::make(&map_path(&path), subject(2)).unwrap().unwrap();
+    let watcher = Arrival::watch(&path).unwrap();
+    let (writer, part) = map.begin(&part_path(&path)).unwrap();
+    part.set_len(subject(2).file_bytes).unwrap();
+    writer.arrived(0, 1);
+    wait(&watcher, 0..1, FOREVER).unwrap();
+    let found = watcher.open(&path).unwrap().unwrap();
+    assert_eq!(found.metadata().unwrap().ino(), part.metadata().unwrap().ino());
 }
 
 #[test]
