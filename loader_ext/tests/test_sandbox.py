@@ -66,7 +66,8 @@ def raw_call(name: str, arguments: str) -> str:
 import ctypes, os, platform
 from stoker_loader.conversion.system_calls import ARCHITECTURES
 number = ARCHITECTURES[platform.machine()][2][{name!r}]
-if ctypes.CDLL(None, use_errno=True).syscall(number, {arguments}) < 0:
+words = map(ctypes.c_long, (number, {arguments}))  # an int leaves half of one as it was
+if ctypes.CDLL(None, use_errno=True).syscall(*words) < 0:
     raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 """
 
@@ -167,7 +168,7 @@ def system_calls() -> None:
         "import signal; os.pidfd_open(os.getppid())",
         raw_call("tkill", "os.getppid(), 0"),
         raw_call("tgkill", "os.getppid(), os.getppid(), 0"),
-        raw_call("process_vm_readv", "os.getppid(), None, 0, None, 0, 0"),
+        raw_call("process_vm_readv", "os.getppid(), 0, 0, 0, 0, 0"),
     ],
     ids=[
         "socket",

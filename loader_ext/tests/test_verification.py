@@ -186,7 +186,7 @@ def test_nothing_is_promised_that_is_not_compared(laid: Path) -> None:
         sl.Checkpoint(laid, 60.0, verify=sl.digest(laid))
 
 
-def test_digests_of_other_files_are_refused(laid: Path) -> None:
+def test_digests_of_other_files_are_refused(laid: Path, sharded: tuple[Path, object]) -> None:
     known = sl.digest(laid)
     (weights,) = (file for file in known.files if file.name == "model.safetensors")
     longer = sl.FileDigest(weights.name, weights.size_bytes + 1, weights.chunks)
@@ -196,7 +196,8 @@ def test_digests_of_other_files_are_refused(laid: Path) -> None:
         (longer, errors.LengthMismatchError),
         (fewer, errors.DigestInvalidError),
         (nonsense, errors.DigestInvalidError),
-        (sl.Digest(known.root, known.files[:0]), errors.FileUnexpectedError),
+        (sl.Digest(known.root, known.files[:0]), errors.RootMismatchError),
+        (sl.digest(sharded[0]), errors.FileUnexpectedError),
     ):
         with pytest.raises(error):
             sl.open(laid, verify=verify)
