@@ -74,7 +74,7 @@ bench: .venv/ready models  ## every figure of docs/benchmarks.md, measured here 
 bench-quick: .venv/ready models  ## the same with few samples
 	$(BIN)/python scripts/bench.py --quick
 
-bench-loader: .cache/bench-peers/ready $(MODELS)/smollm2-135m-instruct/config.json  ## the loader beside its peers: docs/loader-benchmarks.md (about an hour, 25 GB of disk)
+bench-loader: .cache/bench-peers/ready $(MODELS)/smollm2-135m-instruct/config.json  ## the loader beside its peers: docs/loader-benchmarks.md (about 100 minutes, 25 GB of disk)
 	$(BIN)/python scripts/bench_loader.py
 
 bench-loader-quick: .cache/bench-peers/ready  ## the same, once, on small checkpoints

@@ -9,13 +9,13 @@ MIN_ROUNDS = 7  # fewer say nothing about a spread
 QUICK_ROUNDS = 1
 SHARES: dict[str | tuple[str, str], float] = {
     ("cold", "smollm2"): 4.0,
-    ("cold", "llama_1b"): 8.0,
-    ("cold", "llama_3b"): 9.0,
-    "warm": 7.0,
+    ("cold", "llama_1b"): 12.0,
+    ("cold", "llama_3b"): 19.0,
+    "warm": 9.5,
     "many": 4.0,
-    "http": 4.0,
-    "verify": 2.0,
-    "steps": 6.0,
+    "http": 3.0,
+    "verify": 4.5,
+    "steps": 9.0,
 }
 
 
@@ -32,7 +32,7 @@ class Plan:
     warm_sizes: tuple[str, ...] = ("llama_1b",)
     large: str = "llama_3b"
     many: str = "experts"
-    time_limit_s: float = 3600.0
+    time_limit_s: float = 6000.0
     seed: int = SEED
 
     @staticmethod
