@@ -106,7 +106,8 @@ pub fn fetch(
     let mut wanted = wanted.clone();
     let described = match &wanted.expected {
         Some(expected) => {
-            Description { file_bytes: expected.size_bytes, etag: None, modified: None }
+            // What its bytes must be says all of what it is.
+            Description { file_bytes: expected.size_bytes, ..Description::default() }
         }
         None => {
             let found = describing::describe(&wanted, destination, limits, watch)?;

@@ -45,8 +45,10 @@ impl Origin {
 }
 
 /// What an origin says of its object.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Description {
+    /// The path of its URL: tags tell versions of one object apart, not objects (RFC 9110, 8.8.3).
+    pub path: String,
     /// Its length.
     pub file_bytes: u64,
     /// Its entity tag.
@@ -115,6 +117,7 @@ pub async fn describe(
         return Err(Failure::Permanent(Kind::SourceFailed { source_url: origin.label(), reason }));
     }
     Ok(Description {
+        path: response.url().path().to_owned(),
         file_bytes,
         etag: text(headers, ETAG).map(str::to_owned),
         modified: text(headers, LAST_MODIFIED).map(str::to_owned),

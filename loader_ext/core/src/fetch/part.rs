@@ -242,7 +242,11 @@ fn identity(described: &Description, expected: Option<&FileDigest>) -> [u8; 32] 
             hasher.update(&chunk.to_be_bytes());
         }
     } else if let Some(tag) = described.etag.as_ref().or(described.modified.as_ref()) {
-        hasher.update(b"tag\0").update(tag.as_bytes());
+        hasher
+            .update(b"tag\0")
+            .update(tag.as_bytes())
+            .update(b"\0")
+            .update(described.path.as_bytes());
     } else {
         let now = std::time::SystemTime::now();
         let since = now.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();

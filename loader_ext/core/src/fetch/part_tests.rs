@@ -7,7 +7,8 @@ fn body() -> Vec<u8> {
 }
 
 fn described() -> Description {
-    Description { file_bytes: BYTES, etag: Some("one".to_owned()), modified: None }
+    let (path, etag) = ("/bucket/weights".to_owned(), Some("one".to_owned()));
+    Description { path, file_bytes: BYTES, etag, modified: None }
 }
 
 fn expected() -> FileDigest {
@@ -122,12 +123,19 @@ fn what_a_loss_of_power_left_is_read_before_anybody_sees_it() {
 #[test]
 fn another_object_begins_anew() {
     let (_folder, path) = folder();
-    seal(&open(&path), 0);
-    let other = Description { etag: Some("two".to_owned()), ..described() };
-    assert!(!Part::open(&path, &other, None).unwrap().has(0));
+    let open = |object: &Description| Part::open(&path, object, None).unwrap();
+    let tag = Description { etag: Some("two".to_owned()), ..described() };
+    // A tag says nothing of what is somewhere else.
+    let place = Description { path: "/bucket/others".to_owned(), ..described() };
+    let length = Description { file_bytes: BYTES - 1, ..described() };
+    for other in [tag, place, length] {
+        seal(&open(&described()), 0);
+        assert!(open(&described()).has(0), "the same goes on");
+        assert!(!open(&other).has(0));
+    }
     let nameless = Description { etag: None, ..described() };
-    Part::open(&path, &nameless, None).unwrap().writer(1).finish().unwrap();
-    assert!(!Part::open(&path, &nameless, None).unwrap().has(1), "never known again");
+    open(&nameless).writer(1).finish().unwrap();
+    assert!(!open(&nameless).has(1), "never known again");
 }
 
 #[test]
