@@ -131,6 +131,8 @@ class Contest:
             )
 
     def _drop(self, name: str, checkpoint: str, why: str) -> None:
+        # Notes are published: where on this machine the files are is nobody's business.
+        why = why.replace(f"{self.store.data}/", "")
         note = f"{name} has no figure on {checkpoint}: {why}"
         self.tell(f"  {note}")
         self.notes.append(note)

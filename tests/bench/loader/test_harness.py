@@ -98,13 +98,13 @@ def test_a_peer_that_fails_is_left_out_with_its_reason(store: Store) -> None:
 
     def fail() -> float:
         asked.append("tensorizer")
-        raise MeasureFailedError("exit 1: it broke")
+        raise MeasureFailedError(f"exit 1: {store.data}/tiny/x broke")
 
     calls = {"tensorizer": fail, "other": lambda: 1.0}
     found = contest.rounds("cold", REHEARSAL, calls, time_limit_s=60)
     assert found == {"other": [1.0, 1.0, 1.0]}
     assert asked == ["tensorizer"]
-    assert contest.notes == [f"tensorizer has no figure on {REHEARSAL}: exit 1: it broke"]
+    assert contest.notes == [f"tensorizer has no figure on {REHEARSAL}: exit 1: tiny/x broke"]
 
 
 def test_our_own_failure_ends_the_run(store: Store) -> None:
