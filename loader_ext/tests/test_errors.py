@@ -77,6 +77,7 @@ def test_a_file_that_is_too_short(disk: Path, content: bytes, name: str, words: 
     with pytest.raises(errors.HeaderError, match=words) as caught:
         sl.open(disk)
     assert type(caught.value).__name__ == name
+    assert (caught.value.file, caught.value.offset) == (str(path), 0)
 
 
 def test_every_truncation_of_a_real_file_is_a_typed_error(decoder: tuple[Path, dict]) -> None:

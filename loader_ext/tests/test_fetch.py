@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -70,6 +72,43 @@ def test_sources_share_the_work(target: Path, expected: sl.FileDigest) -> None:
         fetched = sl.fetch([one.url for one in stores], target, expected=expected, limits=limits)
     assert_arrived(target, fetched, expected)
     assert fetched.stats.bytes_by_source == (0, len(BODY))
+
+
+def test_several_sources_bring_one_file(target: Path, expected: sl.FileDigest) -> None:
+    with ExitStack() as stack:
+        stores = [stack.enter_context(served(ObjectStore(BODY, f'"{n}"'))) for n in range(2)]
+        stalls = [Stalls(store, None) for store in stores]
+        for store, stall in zip(stores, stalls, strict=True):
+            store.faults.append(stall)
+
+        def go_on(done: int, total: int) -> None:
+            if all(stall.reached.is_set() for stall in stalls):
+                for stall in stalls:
+                    stall.release()
+
+        limits = sl.FetchLimits(streams=1, hedge_after_s=600)
+        urls = [store.url for store in stores]
+        fetched = sl.fetch(urls, target, expected=expected, limits=limits, progress=go_on)
+    assert_arrived(target, fetched, expected)
+    assert sum(fetched.stats.bytes_by_source) == len(BODY)
+    assert all(brought >= 5 for brought in fetched.stats.bytes_by_source)
+    assert not {*stores[0].ranges} & {*stores[1].ranges}, "and each brings another part"
+
+
+@pytest.mark.parametrize("streams", [1, 3])
+def test_connections_are_kept_and_no_more_than_asked_for(
+    store: ObjectStore, target: Path, expected: sl.FileDigest, streams: int
+) -> None:
+    limits = sl.FetchLimits(streams=streams, hedge_after_s=600)
+    assert_arrived(target, sl.fetch(store.url, target, limits=limits), expected)
+    assert len(store.asked) == 5
+    assert store.most_at_once <= streams
+    assert len(store.peers) <= streams + 1  # and the one that asked for the length
+
+
+def test_a_signature_is_sent_as_it_is(store: ObjectStore, target: Path) -> None:
+    sl.fetch(store.url, target)
+    assert {one.query for one in store.asked} == {"X-Amz-Signature=top-secret"}
 
 
 def test_an_empty_object_is_a_file(target: Path) -> None:
@@ -188,11 +227,35 @@ def test_every_refusal_has_its_error(
     assert not target.exists()
 
 
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        (200, errors.RangeIgnoredError),
+        (302, errors.SourceRefusedError),
+        (403, errors.SourceRefusedError),
+        (404, errors.SourceMissingError),
+        (416, errors.RangeRefusedError),
+        (500, errors.SourceFailedError),
+    ],
+)
+def test_a_refusal_of_the_first_request_has_the_same_error(
+    store: ObjectStore, target: Path, code: int, error: type[Exception]
+) -> None:
+    """Without `expected` the object's length and tag are asked for before any of it."""
+    store.faults.append(status(code, all_of_them=True))
+    with pytest.raises(error) as raised:
+        sl.fetch(store.url, target, limits=FIRM)
+    assert store.address in str(raised.value)
+    assert "top-secret" not in str(raised.value)
+    assert list(target.parent.iterdir()) == []
+    assert store.ranges == []
+
+
 @pytest.mark.parametrize("code", [429, 500, 503])
 def test_a_passing_failure_passes(
     store: ObjectStore, target: Path, expected: sl.FileDigest, code: int
 ) -> None:
-    store.faults.append(status(code, times=3))
+    store.faults.append(status(code, times=3, all_of_them=True))
     assert_arrived(target, sl.fetch(store.url, target), expected)
 
 
@@ -256,6 +319,56 @@ def test_the_slowest_range_is_hedged(
     store.faults.append(Stalls(store, CHUNK))
     limits = sl.FetchLimits(streams=2, stall_s=600, hedge_after_s=0.1)
     assert_arrived(target, sl.fetch(store.url, target, limits=limits), expected)
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `ca.pem`, which nobody trusts, and a server's `leaf.pem` and `leaf.key`."""
+    folder = tmp_path_factory.mktemp("authority")
+    (folder / "config").write_text(
+        "[req]\ndistinguished_name=dn\nprompt=no\n[dn]\nCN=a test\n"
+        "[ca]\nbasicConstraints=critical,CA:TRUE\n"
+        "[leaf]\nbasicConstraints=CA:FALSE\nsubjectAltName=IP:127.0.0.1\n"
+    )
+    new = ["openssl", "req", "-config", "config", "-newkey", "rsa:2048", "-nodes"]
+    steps = [
+        [*new, "-x509", "-extensions", "ca", "-keyout", "ca.key", "-out", "ca.pem"],
+        [*new, "-keyout", "leaf.key", "-out", "leaf.csr"],
+        ["openssl", "x509", "-req", "-in", "leaf.csr", "-CA", "ca.pem", "-CAkey", "ca.key",
+         "-CAcreateserial", "-extfile", "config", "-extensions", "leaf", "-out", "leaf.pem"],
+    ]  # fmt: skip
+    for step in steps:
+        subprocess.run(step, cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+FETCH_TO = """
+import sys, stoker_loader as sl
+try:
+    print(len(sl.fetch(sys.argv[1], sys.argv[2], limits=sl.FetchLimits(attempts=1)).digest.chunks))
+except sl.LoaderError as error:
+    print(error.code)
+"""
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
+@pytest.mark.parametrize("trusted", [True, False])
+def test_https_takes_only_certificates_that_the_machine_trusts(
+    target: Path, authority: Path, trusted: bool
+) -> None:
+    store = ObjectStore(BODY)
+    certificate = (authority / "leaf.pem", authority / "leaf.key")
+    environment = dict(os.environ, SSL_CERT_FILE=str(authority / "ca.pem")) if trusted else None
+    with served(store, certificate):
+        done = subprocess.run(
+            [sys.executable, "-c", FETCH_TO, store.url, target],
+            capture_output=True,
+            text=True,
+            env=environment,
+        )
+    assert done.stdout == ("4\n" if trusted else "source_failed\n"), done.stderr
+    assert target.exists() == trusted
+    assert bool(store.asked) == trusted
 
 
 def test_nobody_there_is_an_error(target: Path) -> None:
@@ -323,6 +436,42 @@ def test_a_stall_does_not_keep_from_stopping(store: ObjectStore, target: Path) -
 
     with pytest.raises(Enough):
         sl.fetch(store.url, target, limits=sl.FetchLimits(stall_s=600), progress=progress)
+
+
+# Asks a name server that never answers, in a world of its own, and stops when it has been asked.
+SILENT_NAMES = """
+import fcntl, socket, struct, sys
+import stoker_loader as sl
+
+names = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+fcntl.ioctl(names, 0x8914, struct.pack("16sH14x", b"lo", 0x41))  # SIOCSIFFLAGS: up and running
+names.bind(("127.0.0.1", 53))
+names.setblocking(False)
+
+def stop(done, total):
+    try:
+        names.recv(512)
+    except BlockingIOError:
+        return
+    raise InterruptedError
+
+try:
+    sl.fetch("http://nobody.example/weights", sys.argv[1], progress=stop)
+except InterruptedError:
+    print("stopped")
+"""
+
+
+def test_a_silent_name_server_does_not_keep_from_stopping(disk: Path) -> None:
+    (disk / "resolv.conf").write_text("nameserver 127.0.0.1\noptions timeout:30 attempts:5\n")
+    shell = 'mount --bind "$1" /etc/resolv.conf && shift && exec "$@"'
+    world = ["unshare", "--user", "--map-root-user", "--net", "--mount", "sh", "-c", shell, "sh"]
+    command = [*world, disk / "resolv.conf", sys.executable, "-c", SILENT_NAMES, disk / "weights"]
+    direct = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=25, env=direct)
+    if "unshare" in done.stderr or "mount" in done.stderr:
+        pytest.skip("this kernel or container allows no namespaces")
+    assert done.stdout == "stopped\n", done.stderr
 
 
 def test_one_process_fetches_a_file(store: ObjectStore, target: Path) -> None:

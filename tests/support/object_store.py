@@ -8,6 +8,7 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import uvicorn
 from starlette.requests import Request
@@ -41,11 +42,15 @@ class ObjectStore:
     modified: str | None = None
     faults: list[Fault] = field(default_factory=list)
     asked: list[Asked] = field(default_factory=list)
+    peers: set[tuple[str, int]] = field(default_factory=set)  # a connection each
+    most_at_once: int = 0  # requests under way
     address: str = ""
+    scheme: str = "http"
+    _at_once: int = 0
 
     @property
     def url(self) -> str:
-        return f"http://{self.address}/bucket/weights?X-Amz-Signature=top-secret"
+        return f"{self.scheme}://{self.address}/bucket/weights?X-Amz-Signature=top-secret"
 
     @property
     def ranges(self) -> list[int]:
@@ -57,10 +62,16 @@ class ObjectStore:
         first, last = request.headers["range"].removeprefix("bytes=").split("-")
         asked = Asked(int(first), int(last), request.headers.get("if-match"), request.url.query)
         self.asked.append(asked)
-        for fault in list(self.faults):
-            if await fault(asked, scope, receive, send):
-                return
-        await self.answer(asked, scope, receive, send)
+        self.peers.add(tuple(scope["client"]))
+        self._at_once += 1
+        self.most_at_once = max(self.most_at_once, self._at_once)
+        try:
+            for fault in list(self.faults):
+                if await fault(asked, scope, receive, send):
+                    return
+            await self.answer(asked, scope, receive, send)
+        finally:
+            self._at_once -= 1
 
     async def answer(self, asked: Asked, scope: Scope, receive: Receive, send: Send) -> None:
         if asked.if_match not in (None, self.etag):
@@ -94,13 +105,14 @@ def piece(data: bytes, *, more: bool = True) -> dict[str, object]:
 # --- faults -------------------------------------------------------------------------------------
 
 
-def status(code: int, times: int = 10**9) -> Fault:
-    """Answers ranges with this status, so many times. The question for the length is answered."""
+def status(code: int, times: int = 10**9, *, all_of_them: bool = False) -> Fault:
+    """Answers ranges with this status, so many times. The question for the length is answered,
+    unless it is to be `all_of_them`."""
     left = times
 
     async def fault(asked: Asked, scope: Scope, receive: Receive, send: Send) -> bool:
         nonlocal left
-        if asked.last == 0 or left == 0:
+        if (asked.last == 0 and not all_of_them) or left == 0:
             return False
         left -= 1
         await Response(b"no", status_code=code)(scope, receive, send)
@@ -198,10 +210,22 @@ async def _disconnected(receive: Receive) -> None:
 # --- serving ------------------------------------------------------------------------------------
 
 
+Certificate = tuple[Path, Path]
+"""The files of a certificate and its key."""
+
+
 class _Server(uvicorn.Server):
-    def __init__(self, store: ObjectStore) -> None:
+    def __init__(self, store: ObjectStore, certificate: Certificate | None) -> None:
+        chain, key = certificate or (None, None)
         super().__init__(
-            uvicorn.Config(store, log_level="critical", lifespan="off", timeout_graceful_shutdown=1)
+            uvicorn.Config(
+                store,
+                log_level="critical",
+                lifespan="off",
+                timeout_graceful_shutdown=1,
+                ssl_certfile=chain,
+                ssl_keyfile=key,
+            )
         )
         self.up = threading.Event()
 
@@ -211,11 +235,12 @@ class _Server(uvicorn.Server):
 
 
 @contextmanager
-def served(store: ObjectStore) -> Iterator[ObjectStore]:
-    """The store on a free loopback port while the context is open."""
+def served(store: ObjectStore, certificate: Certificate | None = None) -> Iterator[ObjectStore]:
+    """The store on a free loopback port while the context is open; by TLS with a certificate."""
+    store.scheme = "https" if certificate else "http"
     listener = socket.create_server(("127.0.0.1", 0))
     store.address = f"127.0.0.1:{listener.getsockname()[1]}"
-    server = _Server(store)
+    server = _Server(store, certificate)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
     thread.start()
     try:

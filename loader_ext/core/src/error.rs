@@ -169,9 +169,9 @@ kinds! {
     #[doc = "There are no digests to verify a file by."]
     DigestsMissing: "digests_missing" => "DigestsMissingError",
         "has no sidecar with digests to verify it by; give its digest, or lay it out (stoker_loader.layout)";
-    #[doc = "The destination of a layout exists already."]
+    #[doc = "The destination exists already."]
     DestinationExists: "destination_exists" => "DestinationExistsError",
-        "exists already; a layout is only ever written to a new directory";
+        "exists already, and nothing is ever written over it; name another destination";
 
     #[doc = "Another process fetches the same file."]
     FetchBusy: "fetch_busy" => "FetchBusyError",

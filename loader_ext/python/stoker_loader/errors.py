@@ -313,7 +313,7 @@ class DigestsMissingError(RequestError):
 
 
 class DestinationExistsError(RequestError):
-    """The destination of a layout exists already."""
+    """The destination exists already."""
 
     code = "destination_exists"
 

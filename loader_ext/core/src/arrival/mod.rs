@@ -1,21 +1,22 @@
 //! The arrival map: which chunks of a file that is being fetched are there, and verified.
 //!
-//! [`head`] has its bytes, to the bit, and [`kernel`] the locks and the sleep that it needs of the
-//! kernel. A bit is set after its chunk was written, verified and its digest was stored. The writer
-//! has the map locked for as long as it lives, so a waiter can tell a slow fetch from one whose
-//! process died. A map and its part are never used for another subject: both are replaced, so that
-//! nobody who has them open ever sees other bytes than those he was promised.
+//! [`head`] has its bytes, to the bit, [`files`] its names, and [`kernel`] the locks and the sleep
+//! that it needs of the kernel. A bit is set after its chunk was written, verified and its digest
+//! was stored. The writer has the map locked for as long as it lives, so a waiter can tell a slow
+//! fetch from one whose process died. A map and its part are never used for another subject: both
+//! are replaced, so that nobody who has them open ever sees other bytes than those he was promised.
 //!
 //! Neither map nor chunks are synced before the end: what a process that dies has written stays in
 //! the page cache, but a machine that loses power may keep a bit and lose its chunk. So a map says
 //! in which boot of the machine its bits were made or verified again. In any other boot they are
 //! claims, which nobody believes until a writer has read those chunks and vouched for what is left.
 
+mod files;
 pub mod head;
 mod kernel;
 mod waiting;
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
@@ -23,9 +24,12 @@ use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 
+pub(crate) use self::files::exists;
+pub use self::files::{MAP_SUFFIX, map_path, part_path};
+use self::files::{is_at, open_inode, open_map, read_head, remove_if_there};
 use self::head::{
     BEAT_AT, BOOT_AT, BOOT_BYTES, CHUNK_BYTES_AT, COMPLETE, FILE_BYTES_AT, HEAD_BYTES, Head,
-    IDENTITY_AT, INODE_AT, MAGIC, STATE_AT, Subject, bit, parse,
+    IDENTITY_AT, INODE_AT, MAGIC, STATE_AT, Subject, bit,
 };
 pub(crate) use self::kernel::reserve;
 use self::kernel::{boot_id, futex_wake, lock, unlock};
@@ -37,24 +41,6 @@ use crate::error::{Error, Kind, Result};
 const MAX_OPENINGS: usize = 8;
 /// What no file has: the map's part is still to be made.
 const NO_INODE: u64 = 0;
-/// Where the bytes of a file grow until it is complete.
-pub fn part_path(destination: &Path) -> PathBuf {
-    beside(destination, ".part")
-}
-
-/// Where the map of a file on its way is.
-pub fn map_path(destination: &Path) -> PathBuf {
-    beside(destination, MAP_SUFFIX)
-}
-
-/// The end of every map's name.
-pub const MAP_SUFFIX: &str = ".part.map";
-
-fn beside(destination: &Path, suffix: &str) -> PathBuf {
-    let mut name = destination.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
-}
 
 /// A mapped arrival map, of its writer or of one who waits.
 #[derive(Debug)]
@@ -78,12 +64,17 @@ impl Arrival {
     /// Opens map and part of `destination` for writing: those that an earlier fetch of the same
     /// subject left, else new ones.
     ///
-    /// Errors: `FetchBusy` if another process is fetching, `Io`.
+    /// Errors: `FetchBusy` if another process is fetching, `DestinationExists` if one was done
+    /// meanwhile, `Io`.
     pub fn write(destination: &Path, subject: Subject) -> Result<(Self, File)> {
         let (path, part_path) = (map_path(destination), part_path(destination));
         for _ in 0..MAX_OPENINGS {
             let Some(file) = open_map(&path)? else {
                 match Self::make(&path, subject)? {
+                    Some(_) if exists(destination) => {
+                        remove_if_there(&path)?;
+                        return Err(Error::new(destination, Kind::DestinationExists));
+                    }
                     Some(arrival) => return arrival.begin(&part_path),
                     None => continue,
                 }
@@ -106,6 +97,32 @@ impl Arrival {
             remove_if_there(&path)?;
         }
         Err(Error::new(&path, Kind::FetchBusy))
+    }
+
+    /// Removes the map of a fetch that died when its file had its name and its map was not gone.
+    ///
+    /// Only tidies up: what it may not do, it leaves.
+    pub fn sweep(destination: &Path) {
+        let _ = Self::try_sweep(destination);
+    }
+
+    fn try_sweep(destination: &Path) -> Result<()> {
+        let path = map_path(destination);
+        let Some(file) = open_map(&path)? else { return Ok(()) };
+        if !lock(&file) || !is_at(&file, &path)? {
+            return Ok(());
+        }
+        let Some(head) = read_head(&file, &path)? else { return Ok(()) };
+        if open_inode(destination, head.inode, false)?.is_none() {
+            return Ok(());
+        }
+        let arrival = Self::map(file, &path, head, true)?;
+        // A part that someone gave its name by hand is not whole, and others may wait for it.
+        if (0..arrival.subject().chunks()).all(|chunk| arrival.claims(chunk)) {
+            arrival.complete();
+            remove_if_there(&path)?;
+        }
+        Ok(())
     }
 
     /// Makes a map, locked, that is whole before it has a name; `None` if another was faster.
@@ -317,55 +334,6 @@ impl Drop for Arrival {
         }
         // SAFETY: the mapping that `map` made, with its length; no reference outlives `self`.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.head.subject.map_bytes()) };
-    }
-}
-
-fn open_map(path: &Path) -> Result<Option<File>> {
-    match OpenOptions::new().read(true).write(true).open(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        opened => opened.map(Some).map_err(|error| Error::io(path, "open", &error)),
-    }
-}
-
-/// Whether the open file is the one that the path names now.
-fn is_at(file: &File, path: &Path) -> Result<bool> {
-    let opened = file.metadata().map_err(|error| Error::io(path, "stat", &error))?;
-    match fs::metadata(path) {
-        Ok(named) => Ok((opened.dev(), opened.ino()) == (named.dev(), named.ino())),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(Error::io(path, "stat", &error)),
-    }
-}
-
-fn read_head(file: &File, path: &Path) -> Result<Option<Head>> {
-    let io = |error: &std::io::Error| Error::io(path, "read", error);
-    let map_bytes = file.metadata().map_err(|error| io(&error))?.len();
-    let mut head = [0; HEAD_BYTES];
-    match file.read_exact_at(&mut head, 0) {
-        Ok(()) => Ok(parse(&head, map_bytes)),
-        Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(None),
-        Err(error) => Err(io(&error)),
-    }
-}
-
-/// Opens the file at `path` if it is the one with this inode.
-fn open_inode(path: &Path, inode: u64, writes: bool) -> Result<Option<File>> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(writes).custom_flags(libc::O_NOFOLLOW);
-    match options.open(path) {
-        Ok(file) => {
-            let found = file.metadata().map_err(|error| Error::io(path, "stat", &error))?;
-            Ok(Some(file).filter(|_| found.ino() == inode))
-        }
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Error::io(path, "open", &error)),
-    }
-}
-
-fn remove_if_there(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io(path, "unlink", &error)),
-        _ => Ok(()),
     }
 }
 

@@ -1,3 +1,4 @@
+use std::fs;
 use std::ops::Range;
 use std::sync::Barrier;
 use std::sync::atomic::AtomicBool;
@@ -6,7 +7,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::head::MAX_FILE_BYTES;
+use super::head::{MAX_FILE_BYTES, parse};
 use super::waiting::WAIT_SLICE;
 use super::*;
 
@@ -164,6 +165,71 @@ fn a_part_is_found_under_both_names() {
     assert!(watcher.open(&path).unwrap().is_some());
     fs::remove_file(&path).unwrap();
     assert!(watcher.open(&path).unwrap().is_none());
+}
+
+#[test]
+fn the_map_of_a_writer_that_died_after_the_rename_is_swept() {
+    let (folder, path) = folder();
+    let (writer, part) = Arrival::write(&path, subject(1)).unwrap();
+    part.set_len(subject(1).file_bytes).unwrap();
+    writer.arrived(0, 1);
+    Arrival::sweep(&path);
+    fs::rename(part_path(&path), &path).unwrap();
+    let watcher = Arrival::watch(&path).unwrap();
+    Arrival::sweep(&path);
+    assert!(map_path(&path).exists(), "its writer lives");
+    drop(writer);
+    Arrival::sweep(&path);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    assert!(watcher.is_complete());
+    assert!(watcher.open(&path).unwrap().is_some(), "who waited finds the file");
+    Arrival::sweep(&path);
+}
+
+#[test]
+fn a_part_beside_a_file_of_another_is_kept() {
+    let (folder, path) = folder();
+    write(&path, subject(2)).arrived(1, 9);
+    fs::write(&path, "of another").unwrap();
+    Arrival::sweep(&path);
+    fs::remove_file(&path).unwrap();
+    assert!(write(&path, subject(2)).has(1));
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+}
+
+#[test]
+fn a_part_that_was_given_its_name_by_hand_is_not_taken_for_whole() {
+    let (_folder, path) = folder();
+    let (writer, part) = Arrival::write(&path, subject(2)).unwrap();
+    part.set_len(subject(2).file_bytes).unwrap();
+    writer.arrived(0, 1);
+    drop(writer);
+    fs::rename(part_path(&path), &path).unwrap();
+    let watcher = Arrival::watch(&path).unwrap();
+    Arrival::sweep(&path);
+    assert!(!watcher.is_complete());
+    assert_eq!(wait(&watcher, 1..2, FOREVER).unwrap_err().kind, Kind::FetchAbandoned);
+    fs::rename(&path, part_path(&path)).unwrap();
+    assert!(write(&path, subject(2)).has(0), "and goes on when it has its own again");
+}
+
+#[test]
+fn a_name_that_leads_elsewhere_is_left_alone() {
+    let (folder, path) = folder();
+    drop(write(&path, subject(1)));
+    std::os::unix::fs::symlink("nowhere", &path).unwrap();
+    Arrival::sweep(&path);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3);
+}
+
+#[test]
+fn who_begins_when_another_is_just_done_is_told() {
+    let (folder, path) = folder();
+    fs::write(&path, "whole").unwrap();
+    let error = Arrival::write(&path, subject(2)).unwrap_err();
+    assert_eq!((error.kind, &*error.file), (Kind::DestinationExists, &*path));
+    assert_eq!(fs::read(&path).unwrap(), b"whole");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
 }
 
 #[test]

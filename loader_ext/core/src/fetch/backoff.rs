@@ -16,3 +16,19 @@ pub fn backoff(failures: u32) -> Duration {
     let random = RandomState::new().build_hasher().finish();
     bound.mul_f64(random as f64 / u64::MAX as f64)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_is_random_up_to_a_bound_that_doubles() {
+        for failures in 0..70 {
+            let bound = Duration::from_millis(100 << failures.min(16)).min(MAX_BACKOFF);
+            let pauses: Vec<_> = (0..64).map(|_| backoff(failures)).collect();
+            assert!(pauses.iter().all(|pause| *pause <= bound));
+            assert!(pauses.iter().any(|pause| *pause > bound / 4));
+            assert!(pauses.iter().any(|pause| *pause < bound / 4 * 3));
+        }
+    }
+}

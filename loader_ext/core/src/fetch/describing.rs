@@ -18,7 +18,7 @@ pub fn describe(
     watch: &mut dyn FnMut(u64, u64) -> Result<()>,
 ) -> Result<Description> {
     let client = origin::client(destination, limits.stall)?;
-    origin::runtime(destination)?.block_on(async {
+    origin::drive(destination, async {
         let asking = ask_all(&client, wanted, limits);
         tokio::pin!(asking);
         loop {

@@ -14,6 +14,7 @@ mod streams;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::arrival::{self, Arrival};
 use crate::digest::FileDigest;
 use crate::error::{Error, Kind, Result};
 
@@ -100,7 +101,8 @@ pub fn fetch(
     limits: &Limits,
     watch: &mut dyn FnMut(u64, u64) -> Result<()>,
 ) -> Result<Fetched> {
-    if destination.symlink_metadata().is_ok() {
+    if arrival::exists(destination) {
+        Arrival::sweep(destination);
         return Err(Error::new(destination, Kind::DestinationExists));
     }
     let mut wanted = wanted.clone();

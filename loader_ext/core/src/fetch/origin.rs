@@ -7,7 +7,7 @@ use reqwest::header::{
     CONTENT_RANGE, ETAG, HeaderMap, IF_MATCH, LAST_MODIFIED, RANGE, RETRY_AFTER,
 };
 use reqwest::{Client, Response, StatusCode, redirect};
-use tokio::runtime::{self, Runtime};
+use tokio::runtime;
 
 use crate::arrival::head::MAX_FILE_BYTES;
 use crate::error::{Error, Kind, Result};
@@ -87,12 +87,16 @@ pub fn client(file: &Path, stall: Duration) -> Result<Client> {
         })
 }
 
-/// What drives a thread's connections.
-pub fn runtime(file: &Path) -> Result<Runtime> {
-    runtime::Builder::new_current_thread()
+/// Drives a future and its connections on this thread to its end.
+pub fn drive<T>(file: &Path, future: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|error| Error::io(file, "make an event loop", &error))
+        .map_err(|error| Error::io(file, "make an event loop", &error))?;
+    let outcome = runtime.block_on(future);
+    // Names are looked up on a thread that nobody can stop: a silent name server is not waited for.
+    runtime.shutdown_background();
+    outcome
 }
 
 /// Asks for an object's length and tag by its first byte: a signed GET allows no HEAD.

@@ -1,7 +1,10 @@
 //! The part file and its arrival map: what is written, verified, resumed and finally renamed.
 
+use std::ffi::CString;
 use std::fs::{self, File};
+use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
@@ -9,7 +12,7 @@ use std::time::Instant;
 
 use super::origin::Description;
 use crate::arrival::head::Subject;
-use crate::arrival::{Arrival, map_path, part_path, reserve};
+use crate::arrival::{self, Arrival, map_path, part_path, reserve};
 use crate::digest::{CHUNK_BYTES, FileDigest};
 use crate::error::{Error, Kind, Names, Result};
 use crate::pieces::{self, Step};
@@ -99,9 +102,15 @@ impl Part {
     fn verify_chunk(&self, chunk: usize, buffer: &mut [u8]) -> Result<Step> {
         let (begin, length) = self.subject().chunk(chunk);
         let bytes = &mut buffer[..length as usize];
-        self.file
-            .read_exact_at(bytes, begin)
-            .map_err(|error| Error::io(&self.path, "read", &error).at(begin))?;
+        if let Err(error) = self.file.read_exact_at(bytes, begin) {
+            if error.raw_os_error() != Some(libc::EIO) {
+                return Err(Error::io(&self.path, "read", &error).at(begin));
+            }
+            // A bad sector: written again, it may well be a good one.
+            self.forget_blocks(begin, length);
+            self.arrival.lost(chunk);
+            return Ok(Step::Done(0));
+        }
         let digest = xxh3_128(bytes);
         let promised = self.expected.as_ref().map_or(digest, |expected| expected[chunk]);
         if digest == self.arrival.digest(chunk) && digest == promised {
@@ -111,6 +120,15 @@ impl Part {
         }
         self.arrival.lost(chunk);
         Ok(Step::Done(0))
+    }
+
+    /// Makes a range one that was never written: a write of a part of a block would read it first.
+    /// Without the right file system that write fails, and says so.
+    fn forget_blocks(&self, begin: u64, length: u64) {
+        let mode = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+        let (begin, length) = (begin.cast_signed(), length.cast_signed());
+        // SAFETY: a call on an open descriptor.
+        unsafe { libc::fallocate(self.file.as_raw_fd(), mode, begin, length) };
     }
 
     /// Begins to write a chunk as it comes. One writer a chunk at a time.
@@ -143,8 +161,7 @@ impl Part {
             (0..self.sealed.len()).for_each(|chunk| self.arrival.lost(chunk));
             return Err(Error::io(&self.path, "fsync", &error));
         }
-        fs::rename(&self.path, destination)
-            .map_err(|error| Error::io(destination, "rename", &error))?;
+        rename_to_nothing(&self.path, destination)?;
         let folder = destination.parent().filter(|path| !path.as_os_str().is_empty());
         let folder = folder.unwrap_or(Path::new("."));
         File::open(folder)
@@ -229,6 +246,40 @@ impl Writer<'_> {
         }
         self.part.seal(self.chunk, digest, &mut sealed);
         Ok(Outcome::Sealed)
+    }
+}
+
+/// Renames a file unless its new name is taken, even meanwhile. Errors: `DestinationExists`, `Io`.
+fn rename_to_nothing(from: &Path, to: &Path) -> Result<()> {
+    let c_path = |path: &Path| CString::new(path.as_os_str().as_bytes());
+    let failed = |error: &io::Error| Error::io(to, "rename", error);
+    let (Ok(old), Ok(new)) = (c_path(from), c_path(to)) else {
+        return Err(failed(&io::ErrorKind::InvalidInput.into()));
+    };
+    // SAFETY: two strings that end with a zero and live during the call, which knows no more of
+    // this process.
+    let status = unsafe {
+        libc::syscall(
+            libc::SYS_renameat2,
+            libc::AT_FDCWD,
+            old.as_ptr(),
+            libc::AT_FDCWD,
+            new.as_ptr(),
+            libc::RENAME_NOREPLACE,
+        )
+    };
+    if status == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        Some(libc::EEXIST) => Err(Error::new(to, Kind::DestinationExists)),
+        // Not every file system has it: NFS does not.
+        Some(libc::EINVAL | libc::ENOSYS) if arrival::exists(to) => {
+            Err(Error::new(to, Kind::DestinationExists))
+        }
+        Some(libc::EINVAL | libc::ENOSYS) => fs::rename(from, to).map_err(|e| failed(&e)),
+        _ => Err(failed(&error)),
     }
 }
 

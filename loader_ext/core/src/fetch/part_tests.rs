@@ -90,6 +90,56 @@ fn what_stays_is_verified_before_it_counts() {
 }
 
 #[test]
+fn what_cannot_be_read_again_is_brought_again() {
+    let (_folder, path) = folder();
+    let part = open(&path);
+    seal(&part, 0);
+    seal(&part, 1);
+    drop(part);
+    let mut kept = open(&path);
+    // Nothing is mapped at the begin of any process: reading its memory there is an EIO.
+    let bad = File::open("/proc/self/mem").unwrap();
+    let good = std::mem::replace(&mut kept.file, bad);
+    assert_eq!(kept.verify_resumed(&mut |_, _| Ok(())).unwrap().0, 0);
+    kept.file = good;
+    assert!(!kept.has(0) && !kept.has(1));
+    seal(&kept, 0);
+    seal(&kept, 1);
+    assert_eq!(kept.finish(&path).unwrap().0, expected());
+}
+
+#[test]
+fn a_name_that_is_taken_meanwhile_is_not_replaced() {
+    let (_folder, path) = folder();
+    let part = open(&path);
+    seal(&part, 0);
+    seal(&part, 1);
+    fs::write(&path, "precious").unwrap();
+    assert_eq!(part.finish(&path).unwrap_err().kind, Kind::DestinationExists);
+    assert_eq!(fs::read(&path).unwrap(), b"precious");
+    fs::remove_file(&path).unwrap();
+    let again = open(&path);
+    assert!(again.has(0) && again.has(1), "and nothing is lost");
+    again.finish(&path).unwrap();
+    assert_eq!(fs::read(&path).unwrap(), body());
+}
+
+#[test]
+fn what_could_not_be_synced_is_not_there() {
+    let (_folder, path) = folder();
+    let mut part = open(&path);
+    seal(&part, 0);
+    seal(&part, 1);
+    part.file = File::open("/proc/self/mem").unwrap(); // nobody can sync that
+    let reader = Arrival::watch(&path).unwrap();
+    let error = part.finish(&path).unwrap_err();
+    assert!(matches!(error.kind, Kind::Io { action: "fsync", .. }), "{error}");
+    assert!(!reader.has(0) && !reader.has(1), "what the page cache shows may not be on the disk");
+    assert!(!path.exists());
+    assert_eq!(open(&path).verify_resumed(&mut |_, _| Ok(())).unwrap().0, 0);
+}
+
+#[test]
 fn what_a_loss_of_power_left_is_read_before_anybody_sees_it() {
     let (_folder, path) = folder();
     let part = open(&path);

@@ -65,7 +65,7 @@ fn drive(
     let client = origin::client(path, shared.limits.stall)?;
     let streams =
         futures_util::future::join_all(origins.map(|origin| shared.stream(&client, origin)));
-    origin::runtime(path)?.block_on(async {
+    origin::drive(path, async {
         tokio::pin!(streams);
         let mut own_ended = false;
         loop {
