@@ -110,7 +110,7 @@ fn sort_files(source: &Path, checkpoint: &Checkpoint) -> Result<(Vec<Entry>, Vec
         });
         if merged || entry.name == INDEX_FILE {
             continue;
-        } else if hidden || weights || is_pickle_name(&entry.name) {
+        } else if hidden || weights || is_pickle_name(&entry.name) || entry.name == SIDECAR_FILE {
             skipped.push(entry.name);
         } else {
             copied.push(entry);
@@ -242,7 +242,7 @@ impl Partial {
     }
 
     /// Makes the directory durable and gives it its name in one step.
-    fn publish(self, destination: &Path) -> Result<()> {
+    fn publish(mut self, destination: &Path) -> Result<()> {
         sync_tree(&self.path)?;
         fs::rename(&self.path, destination).map_err(|error| match error.kind() {
             ErrorKind::DirectoryNotEmpty | ErrorKind::AlreadyExists | ErrorKind::NotADirectory => {
@@ -250,15 +250,18 @@ impl Partial {
             }
             _ => Error::io(destination, "rename", &error),
         })?;
+        self.path.clear(); // what another makes under that name by now is not ours
         sync_directory(&parent_of(destination))
     }
 }
 
 impl Drop for Partial {
     fn drop(&mut self) {
-        // After publishing there is nothing under the name; an error on the way out has no one
-        // to go to, and the one that led here is the one to report.
-        let _ = fs::remove_dir_all(&self.path);
+        if !self.path.as_os_str().is_empty() {
+            // An error on the way out has no one to go to, and the one that led here is the one to
+            // report.
+            let _ = fs::remove_dir_all(&self.path);
+        }
     }
 }
 

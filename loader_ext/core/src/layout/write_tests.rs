@@ -24,6 +24,7 @@ fn shards_become_one_file_with_the_same_tensors() {
     fs::write(source.join("1_Pooling/config.json"), b"{1}").unwrap();
     fs::write(source.join("pytorch_model.bin"), b"PK\x03\x04").unwrap();
     fs::write(source.join(".gitattributes"), b"").unwrap();
+    fs::write(source.join(SIDECAR_FILE), b"of weights that were replaced by these").unwrap();
 
     let mut seen = (0, 0);
     let report = layout(&source, &destination, |done, total| {
@@ -35,7 +36,7 @@ fn shards_become_one_file_with_the_same_tensors() {
     assert_eq!(seen, (report.checkpoint_bytes, report.checkpoint_bytes));
     assert_eq!(report.tensors, 3);
     assert_eq!(report.fused_groups, [["m.gate_proj.weight", "m.up_proj.weight"]]);
-    assert_eq!(report.skipped, [".gitattributes", "pytorch_model.bin"]);
+    assert_eq!(report.skipped, [".gitattributes", SIDECAR_FILE, "pytorch_model.bin"]);
     assert_eq!(digest(&destination, |_| Ok(())), Ok(report.digest.clone()));
     let names: Vec<_> = report.digest.files.iter().map(|file| file.name.as_str()).collect();
     assert_eq!(names, ["1_Pooling/config.json", "config.json", SINGLE_FILE, SIDECAR_FILE]);

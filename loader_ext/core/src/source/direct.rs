@@ -5,6 +5,7 @@ use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::Arc;
 
 use super::blocks::{BLOCK_BYTES, Progress, progress, straight_bytes};
 use super::ring::Rings;
@@ -22,16 +23,27 @@ pub struct Direct {
     engine: Engine,
 }
 
+/// Reads whole blocks to memory that begins on one; fewer bytes only where the file ends.
+type ReadBlocks<'a> = dyn Fn(u64, &mut [u8]) -> io::Result<usize> + 'a;
+
 /// Who makes the reads.
 enum Engine {
     Pread,
-    Rings(Rings),
+    Rings(Arc<Rings>),
 }
 
 impl Direct {
-    /// Reads by io_uring. Errors: `Io` where that or `O_DIRECT` is refused.
-    pub fn by_ring(checked: CheckedFile) -> Result<Self> {
-        let rings = Rings::new().map_err(|e| refused(&checked.path, "io_uring_setup", &e))?;
+    /// Reads by io_uring, with `rings` or, without, new ones. Errors: `Io` where that or `O_DIRECT`
+    /// is refused.
+    pub fn by_ring(checked: CheckedFile, rings: &mut Option<Arc<Rings>>) -> Result<Self> {
+        let rings = match rings {
+            Some(rings) => Arc::clone(rings),
+            None => {
+                let made = Rings::new();
+                let made = made.map_err(|e| refused(&checked.path, "io_uring_setup", &e))?;
+                Arc::clone(rings.insert(Arc::new(made)))
+            }
+        };
         Self::new(checked, Engine::Rings(rings))
     }
 
@@ -57,46 +69,51 @@ impl Direct {
         self.read(0, &mut vec![0; self.checked.file_bytes.min(BLOCK_BYTES as u64) as usize])
     }
 
-    /// Reads whole blocks to memory that begins on one; fewer bytes only where the file ends.
     fn read_blocks(&self, offset: u64, into: &mut [u8]) -> io::Result<usize> {
         match &self.engine {
             Engine::Rings(rings) => rings.read(&self.file, offset, into),
             Engine::Pread => pread(&self.file, offset, into),
         }
     }
+}
 
-    fn read_all(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
-        let straight = straight_bytes(offset, into.as_ptr() as usize, into.len());
-        let (blocks, rest) = into.split_at_mut(straight);
-        if straight > 0 && self.read_blocks(offset, blocks)? < straight {
+/// Fills memory from `offset` on by reads of whole blocks.
+fn fill(read: &ReadBlocks<'_>, offset: u64, into: &mut [u8]) -> io::Result<()> {
+    let mut straight = straight_bytes(offset, into.as_ptr() as usize, into.len());
+    if straight > 0 {
+        match read(offset, &mut into[..straight]) {
+            Ok(read_bytes) if read_bytes < straight => return Err(ErrorKind::UnexpectedEof.into()),
+            Ok(_) => {}
+            // Memory that no disk can write to by itself, as a driver's may be.
+            Err(error) if error.raw_os_error() == Some(libc::EFAULT) => straight = 0,
+            Err(error) => return Err(error),
+        }
+    }
+    bounce(read, offset + straight as u64, &mut into[straight..])
+}
+
+/// Reads what does not lie on blocks, a file's tail above all, through memory that does.
+fn bounce(read: &ReadBlocks<'_>, mut offset: u64, mut into: &mut [u8]) -> io::Result<()> {
+    if into.is_empty() {
+        return Ok(());
+    }
+    let window = (into.len() + BLOCK_BYTES).next_multiple_of(BLOCK_BYTES).min(BOUNCE_BYTES);
+    let mut memory = vec![0; window + BLOCK_BYTES];
+    let first = memory.as_ptr().align_offset(BLOCK_BYTES);
+    while !into.is_empty() {
+        let lead = offset as usize % BLOCK_BYTES;
+        let wanted = into.len().min(window - BLOCK_BYTES);
+        let asked = (lead + wanted).next_multiple_of(BLOCK_BYTES);
+        let blocks = &mut memory[first..first + asked];
+        if read(offset - lead as u64, blocks)? < lead + wanted {
             return Err(ErrorKind::UnexpectedEof.into());
         }
-        self.bounce(offset + straight as u64, rest)
+        let (filled, rest) = into.split_at_mut(wanted);
+        filled.copy_from_slice(&blocks[lead..lead + wanted]);
+        offset += wanted as u64;
+        into = rest;
     }
-
-    /// Reads what does not lie on blocks, a file's tail above all, through memory that does.
-    fn bounce(&self, mut offset: u64, mut into: &mut [u8]) -> io::Result<()> {
-        if into.is_empty() {
-            return Ok(());
-        }
-        let window = (into.len() + BLOCK_BYTES).next_multiple_of(BLOCK_BYTES).min(BOUNCE_BYTES);
-        let mut memory = vec![0; window + BLOCK_BYTES];
-        let first = memory.as_ptr().align_offset(BLOCK_BYTES);
-        while !into.is_empty() {
-            let lead = offset as usize % BLOCK_BYTES;
-            let wanted = into.len().min(window - BLOCK_BYTES);
-            let asked = (lead + wanted).next_multiple_of(BLOCK_BYTES);
-            let blocks = &mut memory[first..first + asked];
-            if self.read_blocks(offset - lead as u64, blocks)? < lead + wanted {
-                return Err(ErrorKind::UnexpectedEof.into());
-            }
-            let (filled, rest) = into.split_at_mut(wanted);
-            filled.copy_from_slice(&blocks[lead..lead + wanted]);
-            offset += wanted as u64;
-            into = rest;
-        }
-        Ok(())
-    }
+    Ok(())
 }
 
 impl Source for Direct {
@@ -105,7 +122,8 @@ impl Source for Direct {
     }
 
     fn read(&self, offset: u64, into: &mut [u8]) -> Result<()> {
-        self.read_all(offset, into).map_err(|error| self.checked.failed(offset, &error))
+        let read = |offset, into: &mut [u8]| self.read_blocks(offset, into);
+        fill(&read, offset, into).map_err(|error| self.checked.failed(offset, &error))
     }
 }
 

@@ -1,3 +1,4 @@
+use std::cell::Cell;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -36,7 +37,7 @@ impl Bench {
         let mut sources: Vec<(_, Box<dyn Source>)> =
             vec![("pread", Box::new(Buffered::new(self.checked())))];
         let direct = [
-            ("io_uring", Direct::by_ring(self.checked())),
+            ("io_uring", Direct::by_ring(self.checked(), &mut None)),
             ("direct_pread", Direct::by_pread(self.checked())),
         ];
         for (name, opened) in direct {
@@ -103,7 +104,7 @@ fn a_read_that_fails_names_file_and_byte() {
         Box::new(Direct { checked: checked(), file: open(), engine: Engine::Pread }),
     ];
     if let Ok(rings) = Rings::new() {
-        let engine = Engine::Rings(rings);
+        let engine = Engine::Rings(Arc::new(rings));
         sources.push(Box::new(Direct { checked: checked(), file: open(), engine }));
     }
     for source in sources {
@@ -111,6 +112,29 @@ fn a_read_that_fails_names_file_and_byte() {
         assert!(matches!(error.kind, Kind::Io { errno: Some(libc::EIO), .. }), "{error}");
         assert_eq!((error.file, error.offset), (path.clone(), Some(8192)));
     }
+}
+
+/// As pinned memory may be to a disk: the stand-in's is plain.
+#[test]
+fn memory_that_the_disk_cannot_write_to_is_filled_all_the_same() {
+    let body: Vec<u8> = (0..3 * BOUNCE_BYTES + 100).map(|index| (index % 251) as u8).collect();
+    let mut memory = vec![0; body.len() + BLOCK_BYTES];
+    let first = memory.as_ptr().align_offset(BLOCK_BYTES);
+    let refused = memory.as_ptr_range();
+    let asked = Cell::new(0);
+    let read = |offset: u64, into: &mut [u8]| {
+        asked.set(asked.get() + 1);
+        if refused.contains(&into.as_ptr()) {
+            return Err(io::Error::from_raw_os_error(libc::EFAULT));
+        }
+        let rest = &body[offset as usize..];
+        let length = rest.len().min(into.len());
+        into[..length].copy_from_slice(&rest[..length]);
+        Ok(length)
+    };
+    fill(&read, 0, &mut memory[first..first + body.len()]).unwrap();
+    assert!(memory[first..first + body.len()] == body);
+    assert!(asked.get() > 1);
 }
 
 #[test]

@@ -15,6 +15,9 @@ mod page_cache;
 pub mod probe;
 pub mod ring;
 
+use std::sync::Arc;
+
+use self::ring::Rings;
 use crate::arrival::Silence;
 use crate::checkpoint::Shard;
 use crate::error::Result;
@@ -48,11 +51,16 @@ pub trait Source: Send + Sync {
     fn read(&self, offset: u64, into: &mut [u8]) -> Result<()>;
 }
 
-/// Opens a shard by a back end. Nothing is read. Errors: `FileChanged`, `Io`.
-pub fn open(backend: Backend, shard: &Shard) -> Result<Box<dyn Source>> {
+/// Opens a shard by a back end, which makes `rings` if it needs them and there are none. Nothing is
+/// read. Errors: `FileChanged`, `Io`.
+fn open(
+    backend: Backend,
+    shard: &Shard,
+    rings: &mut Option<Arc<Rings>>,
+) -> Result<Box<dyn Source>> {
     Ok(match backend {
         Backend::Populate => Box::new(PageCache::new(Mapping::of_shard(shard)?.into())?),
-        Backend::IoUring => Box::new(Direct::by_ring(CheckedFile::of_shard(shard)?)?),
+        Backend::IoUring => Box::new(Direct::by_ring(CheckedFile::of_shard(shard)?, rings)?),
         Backend::DirectPread => Box::new(Direct::by_pread(CheckedFile::of_shard(shard)?)?),
         Backend::Pread => Box::new(Buffered::new(CheckedFile::of_shard(shard)?)),
     })
@@ -60,7 +68,9 @@ pub fn open(backend: Backend, shard: &Shard) -> Result<Box<dyn Source>> {
 
 /// Opens all shards of a checkpoint by a back end, in their order.
 pub fn open_all(backend: Backend, shards: &[Shard]) -> Result<Vec<Box<dyn Source>>> {
-    shards.iter().map(|shard| open(backend, shard)).collect()
+    // One set for all: each ring is a descriptor, and some checkpoints have hundreds of shards.
+    let mut rings = None;
+    shards.iter().map(|shard| open(backend, shard, &mut rings)).collect()
 }
 
 #[cfg(test)]

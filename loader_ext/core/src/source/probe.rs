@@ -55,7 +55,7 @@ fn attempt_on(backend: Backend, shard: &Shard) -> Result<()> {
             let size_bytes = (page_bytes() as u64).min(shard.file_bytes);
             mapping.populate_range(0, size_bytes, &Advice::default())
         }
-        Backend::IoUring => Direct::by_ring(CheckedFile::of_shard(shard)?)?.try_block(),
+        Backend::IoUring => Direct::by_ring(CheckedFile::of_shard(shard)?, &mut None)?.try_block(),
         Backend::DirectPread => Direct::by_pread(CheckedFile::of_shard(shard)?)?.try_block(),
         // What reads the header.
         Backend::Pread => Ok(()),

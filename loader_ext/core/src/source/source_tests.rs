@@ -52,7 +52,8 @@ fn images_are_the_files_by_whatever_back_end() {
             seen.push(done);
             Ok(())
         };
-        let images = read(&checkpoint, |shard| open(backend, shard).unwrap(), watch).unwrap();
+        let images =
+            read(&checkpoint, |shard| open(backend, shard, &mut None).unwrap(), watch).unwrap();
         for (shard, image) in checkpoint.shards.iter().zip(&images) {
             assert!(bytes(image) == fs::read(&shard.path).unwrap(), "{}", backend.name());
             assert_eq!(image.address().as_ptr() as usize % (2 << 20), 0);
@@ -83,7 +84,7 @@ fn torn(at: u64) -> Error {
 fn a_disk_that_fails_in_the_middle_fails_the_load() {
     let (_root, checkpoint) = checkpoint();
     let open = |shard: &Shard| -> Box<dyn Source> {
-        Box::new(Torn(open(Backend::Pread, shard).unwrap(), PIECE_BYTES + 5))
+        Box::new(Torn(open(Backend::Pread, shard, &mut None).unwrap(), PIECE_BYTES + 5))
     };
     assert_eq!(read(&checkpoint, open, |_| Ok(())).unwrap_err(), torn(PIECE_BYTES + 5));
 }
@@ -92,7 +93,7 @@ fn a_disk_that_fails_in_the_middle_fails_the_load() {
 fn the_watcher_stops_a_read() {
     let (_root, checkpoint) = checkpoint();
     let cancelled = Error::new(Path::new("f"), Kind::Cancelled);
-    let open = |shard: &Shard| open(Backend::Pread, shard).unwrap();
+    let open = |shard: &Shard| open(Backend::Pread, shard, &mut None).unwrap();
     let outcome = read(&checkpoint, open, |_| Err(cancelled.clone()));
     assert_eq!(outcome.unwrap_err(), cancelled);
 }
