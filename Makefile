@@ -38,7 +38,9 @@ test: check models  ## linters, types and every test
 
 check: lint types imports native  ## linters and types only
 
-check-gpu: .venv/ready  ## what only a GPU can show; without one it says so and passes
+check-gpu: .venv/ready  ## what only a GPU can show (there: WHEELS= for a CUDA build of torch); without one it says so and passes
+	@test ! -e /dev/nvidiactl || $(BIN)/python -c "import torch; torch.cuda.is_available() or \
+		exit(f'this machine has a GPU that torch {torch.__version__} cannot use: remove .venv and call make with WHEELS=')"
 	cd loader_ext && cargo test --quiet -p stoker-loader-core device
 	$(BIN)/python -m pytest -q -m gpu loader_ext/tests/gpu
 
@@ -68,13 +70,13 @@ imports: .venv/ready
 native: .venv/ready
 	cd loader_ext && cargo fmt --check && cargo clippy --quiet --workspace --all-targets -- -D warnings
 
-bench: .venv/ready models  ## every figure of docs/benchmarks.md, measured here (about 15 minutes)
+bench: .venv/ready models  ## every figure of docs/benchmarks.md, measured here into build/bench (about 15 minutes)
 	$(BIN)/python scripts/bench.py
 
 bench-quick: .venv/ready models  ## the same with few samples
 	$(BIN)/python scripts/bench.py --quick
 
-bench-loader: .cache/bench-peers/ready $(MODELS)/smollm2-135m-instruct/config.json  ## the loader beside its peers: docs/loader-benchmarks.md (about 100 minutes, 25 GB of disk)
+bench-loader: .cache/bench-peers/ready $(MODELS)/smollm2-135m-instruct/config.json  ## every figure of docs/loader-benchmarks.md, measured here into build/bench-loader (about 105 minutes, 25 GB of disk)
 	$(BIN)/python scripts/bench_loader.py
 
 bench-loader-quick: .cache/bench-peers/ready  ## the same, once, on small checkpoints

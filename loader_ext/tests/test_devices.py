@@ -65,6 +65,7 @@ def test_every_device_gets_the_file(
     assert seen == sorted(seen)
     content = large.read_bytes()
     assert all(stand_in.read(address, size_bytes) == content for address in addresses)
+    assert stand_in.calls("cuStreamCreate") == 2 * count
     assert stand_in.living() == before
     assert stand_in.misuse() == (0, "")
 

@@ -16,6 +16,11 @@ use crate::stream::{Copy, Stream};
 const MEMORY_TYPE: c_int = 2;
 const MEMORY_TYPE_DEVICE: c_uint = 2;
 const DEVICE_ORDINAL: c_int = 9;
+// Only what the loader asks for: other flags are right for others, and a mistake here.
+const HOST_PORTABLE: c_uint = 1;
+const STREAM_NON_BLOCKING: c_uint = 1;
+const EVENT_BLOCKING_SYNC: c_uint = 1;
+const EVENT_DISABLE_TIMING: c_uint = 2;
 
 thread_local! {
     /// The context that is current on this thread; 0 is none.
@@ -172,10 +177,13 @@ extern "C" fn cuMemFree_v2(address: u64) -> Status {
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn cuMemHostAlloc(place: *mut *mut c_void, size_bytes: usize, _: c_uint) -> Status {
+extern "C" fn cuMemHostAlloc(place: *mut *mut c_void, size_bytes: usize, flags: c_uint) -> Status {
     code((|| {
         let mut state = MACHINE.enter("cuMemHostAlloc")?;
         state.current(CURRENT.get(), "cuMemHostAlloc")?;
+        if flags != HOST_PORTABLE {
+            return Err(state.misuse(INVALID_VALUE, "memory that one device alone knows".into()));
+        }
         give(place, state.memory.pin(size_bytes).cast())
     })())
 }
@@ -252,10 +260,13 @@ extern "C" fn cuMemcpyDtoH_v2(target: *mut c_void, source: u64, size_bytes: usiz
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn cuStreamCreate(stream: *mut Handle, _: c_uint) -> Status {
+extern "C" fn cuStreamCreate(stream: *mut Handle, flags: c_uint) -> Status {
     code((|| {
         let mut state = MACHINE.enter("cuStreamCreate")?;
         let device = state.current(CURRENT.get(), "cuStreamCreate")?;
+        if flags != STREAM_NON_BLOCKING {
+            return Err(state.misuse(INVALID_VALUE, "a stream that waits for the default".into()));
+        }
         let handle = state.new_handle();
         let seed = state.seed.wrapping_add(handle as u64);
         let fresh = Stream::start(device, state.schedule, seed);
@@ -290,10 +301,13 @@ extern "C" fn cuStreamSynchronize(stream: Handle) -> Status {
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn cuEventCreate(event: *mut Handle, _: c_uint) -> Status {
+extern "C" fn cuEventCreate(event: *mut Handle, flags: c_uint) -> Status {
     code((|| {
         let mut state = MACHINE.enter("cuEventCreate")?;
         let device = state.current(CURRENT.get(), "cuEventCreate")?;
+        if flags != EVENT_BLOCKING_SYNC | EVENT_DISABLE_TIMING {
+            return Err(state.misuse(INVALID_VALUE, "an event that spins, or takes times".into()));
+        }
         let handle = state.new_handle();
         state.events.insert(handle, Event { device, recorded: None });
         give(event, handle)
@@ -332,6 +346,7 @@ extern "C" fn cuEventRecord(event: Handle, stream: Handle) -> Status {
 extern "C" fn cuEventSynchronize(event: Handle) -> Status {
     code((|| {
         let mut state = MACHINE.enter("cuEventSynchronize")?;
+        state.current(CURRENT.get(), "cuEventSynchronize")?;
         let Some(found) = state.events.get(&event) else {
             return Err(state.misuse(INVALID_HANDLE, "a wait for a dead event".into()));
         };

@@ -1,7 +1,7 @@
 //! Memory of devices and pinned memory of the host: poisoned before and after its life.
 
 use std::collections::BTreeMap;
-use std::ops::Bound;
+use std::ops::{Bound, Deref, DerefMut};
 use std::ptr;
 
 /// What memory holds that nobody has written yet, or that was freed.
@@ -15,8 +15,42 @@ const GUARD_BYTES: u64 = 4096;
 struct Allocation {
     /// `None` for pinned memory, which every device reaches.
     device: Option<usize>,
-    bytes: Box<[u8]>,
+    bytes: Bytes,
     freed: bool,
+}
+
+#[derive(Clone)]
+#[repr(C, align(4096))]
+struct Page([u8; 4096]);
+
+/// Bytes that begin on a page, as all memory of a driver does.
+struct Bytes {
+    pages: Box<[Page]>,
+    size_bytes: usize,
+}
+
+impl Bytes {
+    fn poisoned(size_bytes: usize) -> Self {
+        let page = Page([POISON; 4096]);
+        let pages = vec![page; size_bytes.div_ceil(4096).max(1)].into_boxed_slice();
+        Self { pages, size_bytes }
+    }
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: pages are arrays of bytes without a gap, at least so many, and ours.
+        unsafe { std::slice::from_raw_parts(self.pages.as_ptr().cast(), self.size_bytes) }
+    }
+}
+
+impl DerefMut for Bytes {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.pages.as_mut_ptr().cast(), self.size_bytes) }
+    }
 }
 
 /// All allocations by the address that callers know them by.
@@ -33,14 +67,14 @@ impl Memory {
     pub fn allocate(&mut self, device: usize, size_bytes: usize) -> u64 {
         let address = DEVICE_SPACE + self.next;
         self.next += (size_bytes as u64).next_multiple_of(GUARD_BYTES) + GUARD_BYTES;
-        let bytes = vec![POISON; size_bytes].into_boxed_slice();
+        let bytes = Bytes::poisoned(size_bytes);
         self.allocations.insert(address, Allocation { device: Some(device), bytes, freed: false });
         address
     }
 
     /// Allocates pinned memory; the address is one of the host's.
     pub fn pin(&mut self, size_bytes: usize) -> *mut u8 {
-        let mut bytes = vec![POISON; size_bytes].into_boxed_slice();
+        let mut bytes = Bytes::poisoned(size_bytes);
         let start = bytes.as_mut_ptr();
         self.allocations.insert(start as u64, Allocation { device: None, bytes, freed: false });
         start

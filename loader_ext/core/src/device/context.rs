@@ -197,8 +197,9 @@ impl Event {
         unsafe { call!(self.context.driver, cuEventRecord(self.handle, stream.handle)) }
     }
 
-    /// Waits until the stream got to the mark, in any context.
+    /// Waits until the stream got to the mark, in its context, which becomes current.
     pub fn synchronize(&self) -> Result<()> {
+        self.context.make_current()?;
         // SAFETY: the event lives as long as `self`.
         unsafe { call!(self.context.driver, cuEventSynchronize(self.handle)) }
     }

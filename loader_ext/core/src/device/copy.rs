@@ -97,8 +97,10 @@ impl Pipeline {
     ) -> Result<u64> {
         let driver = Arc::clone(&self.driver);
         let current = driver.keep_current()?;
+        // Whoever watches may run anything, and asks for memory of what is current, too.
+        let mut outside = |bytes| current.restore().and_then(|()| watch(bytes));
         // SAFETY: the caller's promise is passed on.
-        let outcome = unsafe { self.carry(transfers, threads, &mut watch) };
+        let outcome = unsafe { self.carry(transfers, threads, &mut outside) };
         drop(current);
         let bytes = outcome?;
         driver.heard()?;

@@ -212,6 +212,19 @@ fn the_watcher_stops_it_and_nothing_is_under_way() {
 }
 
 #[test]
+fn who_watches_finds_the_context_that_was_current() {
+    let bench = Bench::new(2, Schedule::Random, 0);
+    bench.stand_in.enter(0);
+    let before = bench.stand_in.current();
+    let watch = |_| {
+        assert_eq!(bench.stand_in.current(), before);
+        Ok(())
+    };
+    assert_eq!(bench.load(&Bytes::new(4), watch), Ok(SOURCE_BYTES as u64));
+    assert_eq!(bench.stand_in.current(), before);
+}
+
+#[test]
 fn a_source_that_fails_stops_all() {
     for fails_at in [0, 5 * 4096, SOURCE_BYTES as u64 - 1] {
         let bench = Bench::new(2, Schedule::Lazy, 0);

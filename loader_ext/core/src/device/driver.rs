@@ -105,12 +105,18 @@ pub struct Current<'a> {
     context: Handle,
 }
 
-impl Drop for Current<'_> {
-    fn drop(&mut self) {
+impl Current<'_> {
+    /// Makes it current again, before others follow.
+    pub fn restore(&self) -> Result<()> {
         // SAFETY: the context is null or was current a moment ago, on this thread: a handle is
         // not `Send`, so neither is this value.
-        let outcome = unsafe { call!(self.driver, cuCtxSetCurrent(self.context)) };
-        self.driver.note(outcome);
+        unsafe { call!(self.driver, cuCtxSetCurrent(self.context)) }
+    }
+}
+
+impl Drop for Current<'_> {
+    fn drop(&mut self) {
+        self.driver.note(self.restore());
     }
 }
 

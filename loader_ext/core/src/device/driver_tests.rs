@@ -3,7 +3,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::*;
-use crate::device::context::{Context, Pinned, Stream};
+use crate::device::context::{Context, Event, Pinned, Stream};
 use crate::device::stand_in::{Schedule, StandIn};
 
 #[test]
@@ -61,6 +61,17 @@ fn the_callers_context_comes_back() {
     assert_ne!(stand_in.current(), before);
     drop(kept);
     assert_eq!(stand_in.current(), before);
+}
+
+#[test]
+fn an_event_is_waited_for_on_a_thread_that_has_no_context() {
+    let stand_in = StandIn::new(1, Schedule::Eager, 0);
+    let driver = stand_in.driver().unwrap();
+    let context = Context::retain(&driver, 0).unwrap();
+    let (stream, event) = (Stream::new(&context).unwrap(), Event::new(&context).unwrap());
+    event.record(&stream).unwrap();
+    assert_eq!(std::thread::spawn(move || event.synchronize()).join().unwrap(), Ok(()));
+    assert_eq!(stand_in.misuse(), (0, String::new()));
 }
 
 #[test]
