@@ -127,6 +127,8 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(disk: Path, limit: str) -> N
 def test_what_cannot_be_told_apart(disk: Path) -> None:
     with pytest.raises(errors.CheckpointNotFoundError):
         sl.convert(disk / "gone", disk / "made")
+    with pytest.raises(errors.CheckpointNotFoundError, match="the source's path is empty"):
+        sl.convert("", disk / "made")
     source = disk / "source"
     source.mkdir()
     (source / "training_args.bin").write_bytes(b"\x80")
@@ -153,6 +155,18 @@ def test_what_exists_is_never_touched(decoder: tuple[Path, dict], disk: Path) ->
     (disk / "link").symlink_to(disk / "nowhere")
     with pytest.raises(errors.DestinationExistsError):
         sl.convert(decoder[0], disk / "link")
+
+
+@pytest.mark.parametrize("below", ["made", "folder/made"])
+def test_a_file_where_a_folder_must_be_is_named(
+    decoder: tuple[Path, dict], disk: Path, below: str
+) -> None:
+    (disk / "text").write_text("precious")
+    with pytest.raises(errors.StorageError, match=f"{disk / 'text'} is no directory") as caught:
+        sl.convert(decoder[0], disk / "text" / below)
+    assert caught.value.file == str(disk / "text" / below)
+    assert (disk / "text").read_text() == "precious"
+    assert left_behind(disk) == []
 
 
 def test_one_conversion_to_a_destination_at_a_time(decoder: tuple[Path, dict], disk: Path) -> None:
@@ -230,9 +244,63 @@ def test_the_command(disk: Path) -> None:
     assert same(sl.load_file(disk / "made"), tensors)
     again = subprocess.run([*COMMAND, source, disk / "made"], capture_output=True, text=True)
     assert (again.returncode, again.stdout) == (1, "")
-    assert again.stderr.endswith("only ever written to a new directory\n")
+    assert again.stderr.endswith("nothing is ever written over it; name another destination\n")
     wrong = subprocess.run([*COMMAND, source], capture_output=True, text=True)
     assert wrong.returncode == 2
+
+
+# The command, which stands still at its first report of progress.
+STANDING = """
+import os, signal, sys
+from stoker_loader import __main__ as command
+convert = command.convert
+def stand(stage, done, total):
+    os.kill(os.getpid(), signal.SIGSTOP)
+command.convert = lambda *paths, **options: convert(*paths, **options | {"progress": stand})
+sys.exit(command.main())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_whoever_ends_the_command_finds_nothing_left(disk: Path, number: signal.Signals) -> None:
+    source = disk / "source"
+    pickled(source)
+    heeding = ["env", f"--default-signal={number.name[3:]}"]  # these tests may run under nohup
+    command = [*heeding, sys.executable, "-c", STANDING, "convert", source, disk / "made"]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE)
+    os.waitpid(child.pid, os.WUNTRACED)
+    assert left_behind(disk) == [".made.converting"]
+    child.send_signal(number)
+    child.send_signal(signal.SIGCONT)
+    _, said = child.communicate()
+    assert child.returncode == 128 + number
+    assert said.decode() == f"stopped; {disk / 'made'} was not made\n"
+    assert not (disk / "made").exists()
+    assert left_behind(disk) == []
+
+
+# The command, to which a terminal that is closed sends a signal each time when it tidies up.
+TIDYING = """
+import os, shutil, signal, sys
+from stoker_loader import __main__ as command
+rmtree = shutil.rmtree
+def interrupted(*arguments, **options):
+    signal.raise_signal(signal.SIGHUP)
+    rmtree(*arguments, **options)
+shutil.rmtree = interrupted
+sys.exit(command.main())
+"""
+
+
+def test_a_command_that_is_ended_while_it_tidies_up_does_so_all_the_same(disk: Path) -> None:
+    source = disk / "source"
+    pickled(source)
+    heeding = ["env", "--default-signal=HUP"]
+    command = [*heeding, sys.executable, "-c", TIDYING, "convert", source, disk / "made"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (129, f"stopped; {disk / 'made'} is there\n")
+    assert sl.load_file(disk / "made").keys() == {f"w.{number}" for number in range(16)}
+    assert left_behind(disk) == []
 
 
 def test_the_command_shows_progress_on_a_terminal_and_stops_at_an_interrupt(disk: Path) -> None:
@@ -249,7 +317,7 @@ def test_the_command_shows_progress_on_a_terminal_and_stops_at_an_interrupt(disk
     seen += read_all(leader)
     assert seen.lstrip().startswith(b"read ")
     if code == 130:
-        assert b"nothing was left behind" in seen
+        assert b"was not made" in seen
         assert not (disk / "made").exists()
     else:  # it was done before the signal came
         assert code == 0

@@ -169,6 +169,9 @@ def system_calls() -> None:
         raw_call("tkill", "os.getppid(), 0"),
         raw_call("tgkill", "os.getppid(), os.getppid(), 0"),
         raw_call("process_vm_readv", "os.getppid(), 0, 0, 0, 0, 0"),
+        "os.chmod('.', os.stat('.').st_mode)",
+        "os.chown('.', -1, -1)",
+        "os.utime('.')",
     ],
     ids=[
         "socket",
@@ -182,6 +185,9 @@ def system_calls() -> None:
         "tkill",
         "tgkill",
         "memory",
+        "mode",
+        "owner",
+        "times",
     ],
 )
 def test_the_kernel_refuses_system_calls(action: str) -> None:
@@ -206,6 +212,84 @@ def test_the_kernel_lets_read_and_compute(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("read me")
     action = f"assert open({str(tmp_path / 'x')!r}).read(); import mmap; mmap.mmap(-1, 4096)"
     assert attempt(CALLS, action).stdout == "done\n"
+
+
+LANDLOCK = """
+import os
+from stoker_loader.conversion import sandbox
+from stoker_loader.conversion.landlock import forbid_writes
+sandbox.give_up_privileges(os.getppid())
+if not forbid_writes():
+    raise SystemExit("no Landlock")
+"""
+
+
+@pytest.fixture(scope="module")
+def landlock() -> None:
+    if attempt(LANDLOCK, "").returncode != 0:
+        pytest.skip("this kernel has no Landlock of version 3, or has it switched off")
+
+
+@pytest.mark.usefixtures("landlock")
+@pytest.mark.parametrize(
+    "action",
+    [
+        "open({new!r}, 'w')",
+        "open({victim!r}, 'r+')",
+        "os.truncate({victim!r}, 0)",
+        "os.unlink({victim!r})",
+        "os.rename({victim!r}, {new!r})",
+        "os.link({victim!r}, {new!r})",
+        "os.symlink({victim!r}, {new!r})",
+        "os.mkdir({new!r})",
+        "os.mkfifo({new!r})",
+    ],
+)
+def test_landlock_lets_nothing_be_written(tmp_path: Path, action: str) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    action = action.format(victim=str(victim), new=str(tmp_path / "new"))
+    assert "Permission denied" in attempt(LANDLOCK, action).stderr
+    assert (victim.read_text(), [p.name for p in tmp_path.iterdir()]) == ("precious", ["victim"])
+    assert attempt("import os", action).stdout == "done\n"  # without the wall it would
+
+
+@pytest.mark.usefixtures("landlock")
+def test_landlock_leaves_a_folder_and_what_is_open(tmp_path: Path) -> None:
+    inside, victim = tmp_path / "inside", tmp_path / "victim"
+    inside.mkdir()
+    victim.write_text("precious")
+    walls = LANDLOCK.replace("forbid_writes()", f"forbid_writes({str(inside)!r})")
+    name = str(inside / "new")
+    ways = f"open({name!r}, 'w').write('x'); os.rename({name!r}, {name + 'er'!r})"
+    assert attempt(walls, ways + f"; os.mkdir({str(inside / 'folder')!r})").stdout == "done\n"
+    assert sorted(path.name for path in inside.iterdir()) == ["folder", "newer"]
+    for action in (
+        f"open({str(inside / '..' / 'new')!r}, 'w')",
+        f"os.rename({name + 'er'!r}, {str(tmp_path / 'out')!r})",
+        f"os.mkfifo({name!r})",
+    ):
+        assert "[Errno 13]" in (failed := attempt(walls, action).stderr) or "[Errno 18]" in failed
+    with victim.open("r+b") as passed:
+        number = passed.fileno()
+        written = attempt(walls, f"os.write({number}, b'written'); os.ftruncate({number}, 7)",
+                          number)  # fmt: skip
+    assert written.stdout == "done\n"
+    assert victim.read_text() == "written"
+
+
+@pytest.mark.usefixtures("landlock")
+@pytest.mark.parametrize("what", ["environ", "mem", "fd/0"])
+def test_landlock_keeps_out_of_other_processes(what: str) -> None:
+    """Of a process that anybody may read who has the same user, as a parent of the child."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        action = f"os.open('/proc/{other.pid}/{what}', os.O_RDONLY)"
+        refused = attempt(LANDLOCK, action)
+        let = attempt("import os", action)
+        assert other.stdin is not None
+        other.stdin.close()
+    assert "Permission denied" in refused.stderr
+    assert let.stdout == "done\n"
 
 
 EFFECTS = {

@@ -3,32 +3,78 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from types import FrameType
 
 from stoker_loader.converting import ConvertProgress, ConvertReport, Stage, convert
 from stoker_loader.errors import LoaderError
 
-DONE, FAILED, STOPPED = 0, 1, 130  # argparse itself ends with 2
+DONE, FAILED = 0, 1  # argparse itself ends with 2
+STOPPED_BY = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOPPED = 128  # and the signal's number, as shells have it
 STEP_PERCENT = 1
 
 
+class _Stopped(KeyboardInterrupt):
+    """One of `STOPPED_BY` came."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Convert, and return the exit code: 0 done, 1 failed, 2 wrong usage, 130 stopped."""
+    """Convert, and return the exit code: 0 done, 1 failed, 2 wrong usage.
+
+    SIGINT, SIGTERM and SIGHUP stop it, and 128 and the signal's number is returned.
+    """
     options = _parser().parse_args(arguments)
     progress = _progress_line() if sys.stderr.isatty() else None
     try:
-        report = convert(
-            options.source, options.destination, dtype=options.dtype, progress=progress
-        )
+        with _stopped_by_signals():
+            report = convert(
+                options.source, options.destination, dtype=options.dtype, progress=progress
+            )
     except LoaderError as error:
         sys.stderr.write(f"{error}\n")
         return FAILED
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped; nothing was left behind\n")
-        return STOPPED
+    except _Stopped as stopped:
+        there = os.path.lexists(options.destination)  # it came when all but tidying up was done
+        with suppress(OSError):  # a terminal that is gone
+            is_made = "is there" if there else "was not made"
+            sys.stderr.write(f"stopped; {options.destination} {is_made}\n")
+        return STOPPED + stopped.number
     sys.stdout.write(_summary(options.destination, report))
     return DONE
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """The first signal raises _Stopped; a second SIGINT or SIGTERM ends the process where it is."""
+    # Whoever ignores one, as `nohup` does, goes on ignoring it.
+    before = {
+        number: handler
+        for number in STOPPED_BY
+        if (handler := signal.getsignal(number)) is not signal.SIG_IGN
+    }
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        for each in before:
+            # A terminal that is closed may send two of these, which nobody meant.
+            signal.signal(each, signal.SIG_IGN if each == signal.SIGHUP else signal.SIG_DFL)
+        raise _Stopped(number)
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from stoker_loader.conversion import from_gguf, from_pickle, sandbox
 from stoker_loader.conversion.job import Job, Message, Outcome, Progressed, encode
+from stoker_loader.conversion.landlock import forbid_writes
 from stoker_loader.conversion.system_calls import forbid_system_calls
 from stoker_loader.errors import (
     ConversionFailedError,
@@ -68,12 +69,14 @@ def build_walls(job: Job, get_ready: Callable[[], None]) -> tuple[str, ...]:
     before this returns.
     """
     walls = []
-    # The order matters: no threads before namespaces, no privileges after, and the limits count
-    # from what torch has mapped.
+    # The order matters: no threads before namespaces, no privileges after, no domain before those
+    # are given up, and the limits count from what torch has mapped.
     if sandbox.leave_the_world(job.output_folder):
         walls.append("namespaces")
     if sandbox.give_up_privileges(job.parent):
         walls.append("privileges")
+    if forbid_writes(job.output_folder):
+        walls.append("landlock")
     get_ready()
     sandbox.limit(job.limits)
     walls.append("limits")

@@ -9,10 +9,16 @@ from pathlib import Path
 
 from stoker_loader.conversion.job import Job, Outcome
 from stoker_loader.conversion.sources import is_archive
-from stoker_loader.conversion.state_dict import Weights, drop_tied_head, select
+from stoker_loader.conversion.state_dict import (
+    Weights,
+    drop_tied_head,
+    select,
+    without_prefixes,
+)
 from stoker_loader.conversion.tensor_file import plan, write
 from stoker_loader.errors import (
     ConversionLimitError,
+    IndexMismatchError,
     MissingPackageError,
     PickleInvalidError,
     PickleUnsafeError,
@@ -42,14 +48,23 @@ def rewrite(job: Job, advance: Progress) -> Outcome:
     """Write the tensors of all the job's files to its descriptor.
 
     Raises PickleUnsafeError, PickleInvalidError, EntryRefusedError, ShardDuplicateError,
-    ConversionLimitError.
+    IndexMismatchError, ConversionLimitError.
     """
     import torch
 
     weights = Weights({}, ())
     for file in job.files:
         weights = _merged(weights, select(_load(file), file), file)
-    tensors, tied = drop_tied_head(weights.tensors, tie_word_embeddings=job.tie_word_embeddings)
+    for name in job.tensors:
+        if name not in weights.tensors:
+            raise IndexMismatchError(
+                f"{job.files[0]}: tensor {name!r}: the index names it, and neither this shard nor"
+                " another holds it; fetch index and shards again",
+                file=job.files[0],
+                tensor=name,
+            )
+    named = without_prefixes(weights.tensors)
+    tensors, tied = drop_tied_head(named, tie_word_embeddings=job.tie_word_embeddings)
     dtype = getattr(torch, job.dtype) if job.dtype else None
     # As `safetensors.torch.save_model` notes what it dropped.
     planned = plan(tensors, {"format": "pt"} | tied, dtype=dtype, file=job.files[0])

@@ -9,10 +9,10 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from stoker_loader.conversion.job import Job, Outcome, Progressed, decode
+from stoker_loader.conversion.job import Job, Outcome, Progressed, decode, printable
 from stoker_loader.conversion.storage import storage_errors
 from stoker_loader.errors import ConversionFailedError, ConversionLimitError, LoaderError
 from stoker_loader.page_cache import Progress
@@ -51,9 +51,9 @@ def run(job: Job, folder: Path, advance: Progress) -> Outcome:
                     pass
                 case LoaderError() as error:
                     raise error
-        code = child.wait(EXIT_SECONDS)
-    except subprocess.TimeoutExpired as error:
-        raise _failed(job, "did not end", log) from error
+        code = _ended(child, lambda: advance(heard.done_bytes, heard.total_bytes))
+        if code is None:
+            raise _failed(job, "did not end", log)
     finally:
         os.close(report)
         child.kill()
@@ -103,12 +103,25 @@ def _tell(child: subprocess.Popen[bytes], job: Job) -> None:
         pass  # it died before it read: its exit code and its log say why
 
 
+def _ended(child: subprocess.Popen[bytes], go_on: Callable[[], object]) -> int | None:
+    """The exit code of a child that has said all; None if it does not end."""
+    until = time.monotonic() + EXIT_SECONDS
+    while time.monotonic() < until:
+        try:
+            return child.wait(WATCH_SECONDS)
+        except subprocess.TimeoutExpired:
+            go_on()
+    return None
+
+
 def _lines(report: int, job: Job) -> Iterator[bytes | None]:
     """The child's messages until it closes its end; None while nothing is heard."""
     pending = b""
     heard_at = time.monotonic()
+    heard = select.poll()  # select(2) knows no descriptor from 1024 on
+    heard.register(report, select.POLLIN)
     while True:
-        if not select.select([report], [], [], WATCH_SECONDS)[0]:
+        if not heard.poll(1000 * WATCH_SECONDS):
             if time.monotonic() - heard_at > STALL_SECONDS:
                 raise ConversionLimitError(
                     f"{job.files[0]}: nothing was heard of its reader for {STALL_SECONDS:.0f} s;"
@@ -152,7 +165,7 @@ def _refuse_odd_files(folder: Path, job: Job) -> None:
 
 
 def _failed(job: Job, what: str, log: Path) -> ConversionFailedError:
-    tail = log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace").strip()
+    tail = printable(log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace").strip())
     return ConversionFailedError(
         f"{job.files[0]}: its reader {what}; it said: {tail or 'nothing'}", file=job.files[0]
     )

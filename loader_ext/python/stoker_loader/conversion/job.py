@@ -11,6 +11,7 @@ from stoker_loader.errors import (
     ConversionFailedError,
     ConversionLimitError,
     EntryRefusedError,
+    IndexMismatchError,
     LoaderError,
     MissingPackageError,
     PartsMismatchError,
@@ -27,6 +28,7 @@ TOLD: dict[str, type[LoaderError]] = {
         ConversionFailedError,
         ConversionLimitError,
         EntryRefusedError,
+        IndexMismatchError,
         MissingPackageError,
         PartsMismatchError,
         PickleInvalidError,
@@ -41,7 +43,8 @@ TOLD: dict[str, type[LoaderError]] = {
 class Job:
     """One conversion: `files` to read, and a descriptor or a folder to write to.
 
-    `dtype` is an attribute of torch, and `parent` the process to die with.
+    `dtype` is an attribute of torch, `parent` the process to die with, and `tensors` are names that
+    the files must hold.
     """
 
     kind: Literal["pickle", "gguf"]
@@ -53,6 +56,7 @@ class Job:
     output_folder: str | None = None
     read_tokenizer: bool = False
     tie_word_embeddings: bool = False
+    tensors: tuple[str, ...] = ()
 
     def encode(self) -> bytes:
         """The job as JSON."""
@@ -62,7 +66,8 @@ class Job:
     def decode(cls, text: bytes) -> Job:
         """What `encode` gave."""
         fields = json.loads(text)
-        fields |= {"files": tuple(fields["files"]), "limits": Limits(**fields["limits"])}
+        fields |= {name: tuple(fields[name]) for name in ("files", "tensors")}
+        fields["limits"] = Limits(**fields["limits"])
         return cls(**fields)
 
 
@@ -110,7 +115,8 @@ def decode(line: bytes) -> Message:
         case {"outcome": {"walls": walls, "tied": tied, "skipped_entries": skipped}}:
             names = [*_texts(walls), *_texts(skipped), *_texts(list(tied)), *tied.values()]
             return Outcome(tuple(walls), dict(tied), tuple(skipped)) if _texts(names) else Outcome()
-        case {"error": {"code": str(code), "message": str(message), **facts}} if code in TOLD:
+        case {"error": {"code": str(code), "message": str(words), **facts}} if code in TOLD:
+            message = printable(words)
             known: dict[str, Any] = {
                 name: value
                 for name, value in facts.items()
@@ -121,6 +127,14 @@ def decode(line: bytes) -> Message:
                 return StorageError(message, errno=number if type(number) is int else None, **known)
             return TOLD[code](message, **known)
     raise ValueError("no message of a conversion")
+
+
+def printable(text: str) -> str:
+    """A text of nobody knows whom with all escaped that could steer a terminal, but line ends."""
+    return "".join(
+        sign if sign.isprintable() or sign == "\n" else sign.encode("unicode_escape").decode()
+        for sign in text
+    )
 
 
 def _texts(values: object) -> list[str]:

@@ -6,8 +6,12 @@ Each wall stands alone, and each says whether it holds:
   writes goes through descriptors that it was given, or to one folder that stays writable. Held by
   the kernel, where it allows them.
 - `privileges`: no capability, and none to be had from a set-uid program.
-- `system calls`: no sockets, no processes, no program, no other process's memory, whoever asks.
-  Held by the kernel (seccomp) where it knows the processor's numbers below.
+- `landlock`: nothing made, removed, cut short or opened to write but in that folder, and no other
+  process's memory or environment by way of /proc (`landlock.py`). Held by the kernel from Linux
+  6.2 on, in containers too.
+- `system calls`: no sockets, no processes, no program, no other process's memory, no change of
+  a file's mode, owner, times or attributes, whoever asks. Held by the kernel (seccomp,
+  `system_calls.py`) on processors whose numbers of these calls are known.
 - `limits`: address space, processor time, length of files, open files, processes, core dumps.
 - `audit hook`: no sockets, processes, files to write (but new ones in that folder), changes to the
   file system or foreign functions from Python, which is all that a pickle can call. It cannot be

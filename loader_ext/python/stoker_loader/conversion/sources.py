@@ -33,11 +33,13 @@ MAX_INDEX_BYTES = 100_000_000  # the format's own limit of a header
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A source and its format; `weights` are the files to convert, none for safetensors."""
+    """A source and its format; `weights` are the files to convert, none for safetensors, and
+    `tensors` the names that an index says they hold."""
 
     format: SourceFormat
     path: Path
     weights: tuple[Path, ...] = ()
+    tensors: tuple[str, ...] = ()
 
     @property
     def weights_bytes(self) -> int:
@@ -68,7 +70,8 @@ def find_source(path: Path) -> Source:
         firsts = sorted({_first_part(name) for name in ggufs})
         return Source("gguf", path, _gguf_parts(path / _only(path, firsts)))
     if PICKLE_INDEX in names:
-        return Source("pickle", path, tuple(path / name for name in _indexed(path, names)))
+        shards, tensors = _indexed(path, names)
+        return Source("pickle", path, tuple(path / name for name in shards), tensors)
     pickles = [
         name
         for name in names
@@ -147,30 +150,33 @@ def _pickles(directory: Path, names: list[str]) -> list[str]:
         )
     matches = [SHARD.fullmatch(name) for name in names]
     series = {(match["stem"], match["count"], match["suffix"]) for match in matches if match}
-    if len(series) != 1 or None in matches:
+    wanted = _series(next(match for match in matches if match)) if len(series) == 1 else []
+    if not wanted or None in matches:
         return [_only(directory, names)]
-    wanted = _series(next(match for match in matches if match))
     _check_shards(directory, wanted, names, directory)
     return wanted
 
 
-def _indexed(directory: Path, names: list[str]) -> list[str]:
+def _indexed(directory: Path, names: list[str]) -> tuple[list[str], tuple[str, ...]]:
+    """The shards that the index names, and their tensors."""
     index = directory / PICKLE_INDEX
     invalid = f"{index}: the index is not valid: "
     if index.stat().st_size > MAX_INDEX_BYTES:
         raise IndexInvalidError(f"{invalid}it is too long", file=str(index))
     try:
-        document = json.loads(index.read_bytes())
-        shards = sorted(set(document["weight_map"].values()))
+        weight_map = json.loads(index.read_bytes())["weight_map"]
+        shards = sorted(set(weight_map.values()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise IndexInvalidError(f"{invalid}{error!r}; fetch it again", file=str(index)) from error
+    if not shards:
+        raise IndexInvalidError(f"{invalid}it names no shard; fetch it again", file=str(index))
     for shard in shards:
         if not isinstance(shard, str) or "/" in shard or not shard.endswith(PICKLE_SUFFIXES):
             raise IndexInvalidError(
                 f"{invalid}{shard!r} is no name of a pickle beside it", file=str(index)
             )
     _check_shards(index, shards, names, directory)
-    return shards
+    return shards, tuple(weight_map)
 
 
 def _check_shards(what: Path, wanted: list[str], names: list[str], directory: Path) -> None:

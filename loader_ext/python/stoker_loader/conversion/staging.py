@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from stoker_loader.conversion.storage import storage_errors
-from stoker_loader.errors import ConversionBusyError, DestinationExistsError
+from stoker_loader.errors import ConversionBusyError, DestinationExistsError, StorageError
 
 
 @contextmanager
@@ -22,9 +22,9 @@ def staging(destination: Path) -> Iterator[Path]:
     ConversionBusyError, StorageError.
     """
     refuse_existing(destination)
+    _make_parents(destination)
     folder = destination.with_name(f".{destination.name}.converting")
     with storage_errors(folder):
-        destination.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -35,7 +35,7 @@ def staging(destination: Path) -> Iterator[Path]:
             yield folder
         finally:
             # While it is locked: nobody else can have begun to use it.
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
     finally:
         os.close(lock)
 
@@ -56,9 +56,25 @@ def refuse_existing(destination: Path) -> None:
     """Raises DestinationExistsError if anything, even a broken link, has this name."""
     if os.path.lexists(destination):
         raise DestinationExistsError(
-            f"{destination}: exists already; a conversion is only ever written to a new directory",
+            f"{destination}: exists already, and nothing is ever written over it; name another"
+            " destination",
             file=str(destination),
         )
+
+
+def _make_parents(destination: Path) -> None:
+    """Raises StorageError, also where one of the folders above is something else."""
+    with storage_errors(destination):
+        try:
+            destination.parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            blocking = next(path for path in destination.parents if os.path.lexists(path))
+            raise StorageError(
+                f"{destination}: {blocking} is no directory, so nothing can be made in it; name"
+                " another destination",
+                file=str(destination),
+                errno=error.errno,
+            ) from error
 
 
 def _lock(lock: int, folder: Path, destination: Path) -> None:
@@ -74,6 +90,14 @@ def _lock(lock: int, folder: Path, destination: Path) -> None:
             " another destination",
             file=str(destination),
         )
+
+
+def _remove(folder: Path) -> None:
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except BaseException:  # an interrupt, which is raised again when this is done
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _empty(folder: Path) -> None:

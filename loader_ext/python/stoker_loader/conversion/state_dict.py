@@ -55,7 +55,15 @@ def select(loaded: object, file: str) -> Weights:
                 file=file,
                 tensor=str(name),
             )
-    return Weights(_without_prefixes(tensors), tuple(skipped))
+    return Weights(tensors, tuple(skipped))
+
+
+def without_prefixes(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Drop what training put before the name of every tensor of a model, of all its shards."""
+    for prefix in PREFIXES:
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return tensors
 
 
 def drop_tied_head(
@@ -97,13 +105,6 @@ def _holds_tensors(value: object, depth: int = 1) -> bool:
     if any(_is_tensor(item) for item in value.values()):
         return True
     return depth < MAX_DEPTH and any(_holds_tensors(value.get(w), depth + 1) for w in WRAPPERS)
-
-
-def _without_prefixes(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
-    return tensors
 
 
 def _is_tensor(value: object) -> TypeGuard[torch.Tensor]:

@@ -21,7 +21,11 @@ from stoker_loader.conversion.staging import publish, staging
 from stoker_loader.conversion.storage import storage_errors
 from stoker_loader.conversion.tensor_file import create
 from stoker_loader.converting import ConvertDtype, ConvertProgress, ConvertReport, Stage
-from stoker_loader.errors import MissingPackageError, UnsupportedDtypeError
+from stoker_loader.errors import (
+    CheckpointNotFoundError,
+    MissingPackageError,
+    UnsupportedDtypeError,
+)
 from stoker_loader.page_cache import Progress
 
 TORCH_DTYPES: dict[str, str] = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
@@ -36,6 +40,8 @@ def run_steps(
     """What `stoker_loader.convert` promises."""
     if dtype is not None and dtype not in TORCH_DTYPES:
         raise UnsupportedDtypeError(f"dtype {dtype!r}: choose one of {', '.join(TORCH_DTYPES)}")
+    if not os.fspath(source):  # which would be taken for the working directory
+        raise CheckpointNotFoundError("the source's path is empty; check the path", file="")
     target = Path(os.path.abspath(os.fspath(destination)))  # noqa: PTH100 - not through links
     with storage_errors(Path(source)):
         found = find_source(Path(os.path.abspath(os.fspath(source))))  # noqa: PTH100
@@ -92,6 +98,7 @@ def _read_pickles(source: Source, model: Path, dtype: str | None, advance: Progr
             parent=os.getpid(),
             output_fd=output,
             tie_word_embeddings=ties_word_embeddings(read_config(source.path)),
+            tensors=source.tensors,
         )
         return run(job, model.parent, advance)
 

@@ -11,18 +11,25 @@ import struct
 # what neither reading, computing nor writing to an open descriptor needs. A new thread counts as a
 # process.
 X86_64 = (0xC000_003E, 317, {
-    "bind": 49, "clone": 56, "clone3": 435, "connect": 42, "execve": 59, "execveat": 322,
-    "fork": 57, "io_uring_setup": 425, "kill": 62, "pidfd_getfd": 438, "pidfd_open": 434,
-    "pidfd_send_signal": 424, "process_vm_readv": 310, "process_vm_writev": 311, "ptrace": 101,
-    "rt_sigqueueinfo": 129, "rt_tgsigqueueinfo": 297, "socket": 41, "socketpair": 53,
-    "tgkill": 234, "tkill": 200, "vfork": 58,
+    "bind": 49, "chmod": 90, "chown": 92, "clone": 56, "clone3": 435, "connect": 42, "execve": 59,
+    "execveat": 322, "fchmod": 91, "fchmodat": 268, "fchmodat2": 452, "fchown": 93,
+    "fchownat": 260, "fork": 57, "fremovexattr": 199, "fsetxattr": 190, "futimesat": 261,
+    "io_uring_setup": 425, "kill": 62, "lchown": 94, "lremovexattr": 198, "lsetxattr": 189,
+    "pidfd_getfd": 438, "pidfd_open": 434, "pidfd_send_signal": 424, "process_vm_readv": 310,
+    "process_vm_writev": 311, "ptrace": 101, "removexattr": 197, "removexattrat": 466,
+    "rt_sigqueueinfo": 129, "rt_tgsigqueueinfo": 297, "setxattr": 188, "setxattrat": 463,
+    "socket": 41, "socketpair": 53, "tgkill": 234, "tkill": 200, "utime": 132, "utimensat": 280,
+    "utimes": 235, "vfork": 58,
 })  # fmt: skip
 AARCH64 = (0xC000_00B7, 277, {
     "bind": 200, "clone": 220, "clone3": 435, "connect": 203, "execve": 221, "execveat": 281,
-    "io_uring_setup": 425, "kill": 129, "pidfd_getfd": 438, "pidfd_open": 434,
-    "pidfd_send_signal": 424, "process_vm_readv": 270, "process_vm_writev": 271, "ptrace": 117,
-    "rt_sigqueueinfo": 138, "rt_tgsigqueueinfo": 240, "socket": 198, "socketpair": 199,
-    "tgkill": 131, "tkill": 130,
+    "fchmod": 52, "fchmodat": 53, "fchmodat2": 452, "fchown": 55, "fchownat": 54,
+    "fremovexattr": 16, "fsetxattr": 7, "io_uring_setup": 425, "kill": 129, "lremovexattr": 15,
+    "lsetxattr": 6, "pidfd_getfd": 438, "pidfd_open": 434, "pidfd_send_signal": 424,
+    "process_vm_readv": 270, "process_vm_writev": 271, "ptrace": 117, "removexattr": 14,
+    "removexattrat": 466, "rt_sigqueueinfo": 138, "rt_tgsigqueueinfo": 240, "setxattr": 5,
+    "setxattrat": 463, "socket": 198, "socketpair": 199, "tgkill": 131, "tkill": 130,
+    "utimensat": 88,
 })  # fmt: skip
 ARCHITECTURES = {"x86_64": X86_64, "aarch64": AARCH64}
 # Numbers of x86-64's other ABI, by which every call could be made a second way.
