@@ -197,6 +197,26 @@ def test_several_adapters_are_switched_and_add_up(disk: Path) -> None:
     assert state_of(model) == before
 
 
+def test_an_adapter_that_a_device_has_no_room_for_is_not_half_attached(
+    simple: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, adapter = llama(), lora.open_adapter(simple)
+    move, moved = torch.Tensor.to, []
+
+    def to(tensor: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        moved.append(tensor)
+        if len(moved) == 4:
+            raise torch.OutOfMemoryError
+        return move(tensor, *arguments)
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    with pytest.raises(torch.OutOfMemoryError):
+        adapter.attach(model)
+    monkeypatch.undo()
+    assert not any(module._forward_hooks for module in model.modules())
+    adapter.attach(model).detach()
+
+
 def test_names_are_of_one_adapter_each(simple: Path) -> None:
     model = llama()
     adapter = lora.open_adapter(simple)
@@ -279,6 +299,9 @@ REFUSED = [
     ({"layer_replication": [[0, 1]]}, "layer_replication"),
     ({"target_parameters": ["experts.up"]}, "target_parameters"),
     ({"something_new": {"x": 1}}, "something_new"),
+    ({"rank_pattern": {"(a|aa)*b": 2}}, r"in rank_pattern the pattern '\(a\|aa\)\*b'"),
+    ({"alpha_pattern": {"(?:x)+y": 2}}, "which repeats too much"),
+    ({"alpha_pattern": {"a*a*a*b": 2}}, "which repeats too much"),
 ]
 
 
@@ -309,7 +332,11 @@ BROKEN = [
     ({"lora_alpha": "8"}, "lora_alpha must be a number, not '8'"),
     ({"lora_alpha": float("nan")}, "not nan"),
     ({"rank_pattern": {"(": 2}}, r"rank_pattern has the pattern '\('"),
+    ({"rank_pattern": {"(?i)q_proj": 2}}, "global flags not at the start"),
+    ({"rank_pattern": {"a{99999999999}": 2}}, "the repetition number is too large"),
+    ({"rank_pattern": {"a" * 201: 2}}, "a pattern of 201 characters"),
     ({"rank_pattern": [1]}, "rank_pattern is no object"),
+    ({"lora_alpha": 10**400}, "lora_alpha must be a number"),
     ({"rank_pattern": {"q_proj": 1.5}}, r"rank_pattern\['q_proj'\] must be a positive integer"),
     ({"r": 3}, "whose inner dimension is not 3"),
 ]
@@ -345,6 +372,10 @@ def test_files_that_are_broken_or_missing(simple: Path, disk: Path) -> None:
         config.write_text(text)
         with pytest.raises(errors.AdapterInvalidError):
             lora.open_adapter(simple)
+    config.unlink()
+    config.mkdir()
+    with pytest.raises(errors.StorageError, match="Is a directory"):
+        lora.open_adapter(simple)
     with pytest.raises(errors.CheckpointNotFoundError, match=r"adapter_config\.json"):
         lora.open_adapter(disk / "gone")
 

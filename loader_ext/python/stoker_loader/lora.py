@@ -68,11 +68,9 @@ class Adapter:
             )
         matched = match(model, self.pairs, self.copies, file=str(self.path))
         attached = Attached(name, self.path)
-        for pair, module in matched:
-            device = next(module.parameters()).device
-            hook = LoraHook(
-                attached, pair.down.to(device), pair.up.to(device), pair.scale, pair.of_embedding
-            )
+        # All copies before the first hook: a device may be too small for one of them.
+        hooks = [(module, _hook(attached, pair, module)) for pair, module in matched]
+        for module, hook in hooks:
             attached.hold(module.register_forward_hook(hook, with_kwargs=True))
         return attached
 
@@ -130,6 +128,12 @@ def switch(model: torch.nn.Module, *names: str) -> None:
         )
     for name, adapter in attached.items():
         adapter.enabled = name in names
+
+
+def _hook(attached: Attached, pair: LoraPair, module: torch.nn.Module) -> LoraHook:
+    device = next(module.parameters()).device
+    down, up = pair.down.to(device), pair.up.to(device)
+    return LoraHook(attached, down, up, pair.scale, pair.of_embedding)
 
 
 def _weights_file(directory: Path) -> Path:

@@ -14,11 +14,15 @@ from stoker_loader.errors import (
     AdapterInvalidError,
     AdapterUnsupportedError,
     CheckpointNotFoundError,
+    StorageError,
 )
 
 CONFIG_FILE = "adapter_config.json"
 MAX_CONFIG_BYTES = 8 << 20
+# What a pattern may be: to match one that repeats groups, or repeats much, may take for ever.
 MAX_PATTERN_CHARACTERS = 200
+MAX_REPEATS = 2
+REPEATED_GROUP = re.compile(r"\)[*+?{]")
 # Of these some matter in training alone, and the others are in the tensors' names already.
 IRRELEVANT = frozenset({
     "auto_mapping", "base_model_name_or_path", "corda_config",
@@ -59,7 +63,7 @@ class LoraConfig:
 def read_config(directory: Path) -> LoraConfig:
     """Read and check a directory's configuration.
 
-    Raises CheckpointNotFoundError, AdapterInvalidError, AdapterUnsupportedError.
+    Raises CheckpointNotFoundError, AdapterInvalidError, AdapterUnsupportedError, StorageError.
     """
     file = directory / CONFIG_FILE
     try:
@@ -70,6 +74,12 @@ def read_config(directory: Path) -> LoraConfig:
         raise CheckpointNotFoundError(
             f"{file}: no such file; name the directory that peft's save_pretrained wrote",
             file=str(file),
+        ) from error
+    except OSError as error:
+        raise StorageError(
+            f"{file}: read: {error.strerror}; check its rights and its disk",
+            file=str(file),
+            errno=error.errno,
         ) from error
     except (ValueError, RecursionError) as error:
         raise _invalid(file, str(error)) from error
@@ -103,9 +113,13 @@ def _refuse_unsupported(file: Path, document: Mapping[str, Any]) -> None:
 def _pattern_of(module: str, patterns: Mapping[str, object]) -> str:
     """The first pattern that a module's name ends with, as peft matches them; else its name."""
     for pattern in patterns:
-        if re.match(rf"(.*\.)?({pattern})$", module):
+        if re.match(_expression(pattern), module):
             return pattern
     return module
+
+
+def _expression(pattern: str) -> str:
+    return rf"(.*\.)?({pattern})$"
 
 
 def _pattern(file: Path, name: str, document: Mapping[str, Any], check: Any) -> dict[str, Any]:
@@ -113,12 +127,15 @@ def _pattern(file: Path, name: str, document: Mapping[str, Any], check: Any) -> 
     if not isinstance(patterns, dict):
         raise _invalid(file, f"{name} is no object")
     for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise _invalid(file, f"{name} has the pattern {pattern!r}: {error}") from error
         if len(pattern) > MAX_PATTERN_CHARACTERS:
             raise _invalid(file, f"{name} has a pattern of {len(pattern)} characters")
+        repeats = sum(pattern.count(sign) for sign in "*+{")
+        if repeats > MAX_REPEATS or REPEATED_GROUP.search(pattern):
+            raise _unsupported(file, f"in {name} the pattern {pattern!r}, which repeats too much")
+        try:
+            re.compile(_expression(pattern))
+        except (re.error, OverflowError, RecursionError) as error:
+            raise _invalid(file, f"{name} has the pattern {pattern!r}: {error}") from error
     return {key: check(file, f"{name}[{key!r}]", value) for key, value in patterns.items()}
 
 
@@ -129,9 +146,13 @@ def _positive_integer(file: Path, name: str, value: object) -> int:
 
 
 def _number(file: Path, name: str, value: object) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value):  # type: ignore[arg-type]
+    try:
+        number = float(value) if type(value) in (int, float) else math.nan  # type: ignore[arg-type]
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
         raise _invalid(file, f"{name} must be a number, not {value!r}")
-    return float(value)  # type: ignore[arg-type]
+    return number
 
 
 def _invalid(file: Path, reason: str) -> AdapterInvalidError:
