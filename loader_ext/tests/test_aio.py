@@ -118,7 +118,13 @@ async def test_every_call_gives_what_its_namesake_gives(
         assert part.keys() == tensors.keys()
         assert checkpoint.stats.verified_bytes == checkpoint.stats.checkpoint_bytes
         assert checkpoint.metadata["stoker.layout"] == "1"
+        if not torch.cuda.is_available():
+            with pytest.raises(errors.DeviceUnavailableError):
+                await checkpoint.load_replicas(["cuda:0"])
+    with await aio.pin(laid) as pin:
+        assert pin.pinned_bytes >= size
     assert (await aio.load_file(laid)).keys() == tensors.keys()
+    assert (await aio.load_file(laid, backend="pread")).keys() == tensors.keys()
     with torch.device("meta"):
         module = torch.nn.Linear(64, 32)
     one = disk / "one.safetensors"
@@ -136,7 +142,7 @@ def test_its_parameters_are_those_of_its_namesakes() -> None:
         if not inspect.isclass(cls):
             continue
         for name, method in inspect.getmembers(cls, inspect.iscoroutinefunction):
-            if not name.startswith("__"):
+            if not name.startswith("_"):
                 pairs.append((method, getattr(namesake, name)))
     pairs = [(one, other) for one, other in pairs if not inspect.isclass(one)]
     assert len(pairs) > 15
@@ -232,7 +238,7 @@ async def test_a_cancelled_wait_has_stopped(store: ObjectStore, target: Path, na
         task = WAITS[name](checkpoint)
         await asyncio.sleep(0)
         await cancelled(task)
-        assert checkpoint.names, "the checkpoint is open as before"
+        assert checkpoint.metadata == {}, "the checkpoint is open as before"
 
 
 async def test_a_cancelled_opening_has_stopped(store: ObjectStore, target: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from time import monotonic
 
 import numpy as np
 import pytest
@@ -270,6 +271,30 @@ def test_a_waiting_load_can_be_stopped(store: ObjectStore, target: Path, begin: 
     fetching.end()
 
 
+def test_closing_ends_who_waits(
+    store: ObjectStore, target: Path, begin: Begin, threads: ThreadPoolExecutor
+) -> None:
+    fetching = begin(store, target, 2)
+    checkpoint = sl.open_arriving(target, patience_s=600)
+    whole = sl.Plan((("*", None),))
+    waits = [
+        threads.submit(checkpoint.tensor, "t3"),
+        threads.submit(checkpoint.numpy, "t3"),
+        threads.submit(checkpoint.wait, ["t3"]),
+        threads.submit(checkpoint.load),
+        threads.submit(checkpoint.load, source="pread"),
+        threads.submit(checkpoint.load_shard, whole, 0, 1),
+        threads.submit(checkpoint.populate),
+    ]
+    had = checkpoint.numpy("t0")
+    checkpoint.close()
+    for wait in waits:
+        with pytest.raises(errors.CheckpointClosedError):
+            wait.result(30)
+    assert np.array_equal(had, TENSORS["t0"])
+    fetching.end()
+
+
 WAITER = """
 import sys, stoker_loader as sl
 checkpoint = sl.open_arriving(sys.argv[1])
@@ -363,16 +388,16 @@ def test_a_device_gets_what_has_arrived_and_waits_for_the_rest(
     begin: Begin, store: ObjectStore, target: Path, tmp_path: Path
 ) -> None:
     fetching = begin(store, target, 2)
-    calls = 0
+    begun = monotonic()
+    there = BODY[: 2 * CHUNK]
 
     def watch(done: int, total: int) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 3:  # two chunks were there, and the third has been asked for in vain
+        if stand_in.read(place[1], len(there)) == there:  # and the third is waited for
             fetching.go_on()
+        assert monotonic() - begun < 60, "nothing is copied before all is there"
 
     with (
-        StandIn(build(), tmp_path, 1, "lazy", 0) as stand_in,
+        StandIn(build(), tmp_path, 1, "eager", 0) as stand_in,
         sl.open_arriving(target) as checkpoint,
     ):
         native = checkpoint._native

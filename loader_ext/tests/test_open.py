@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
@@ -9,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import stoker_loader as sl
 from stoker_loader.errors import (
+    BackendUnknownError,
     CheckpointClosedError,
     UnknownTensorError,
     UnsupportedDtypeError,
@@ -183,3 +186,20 @@ def test_the_reference_package_sees_the_same_names(sharded: tuple[Path, dict]) -
             seen.extend(reference.keys())
     with sl.open(directory) as checkpoint:
         assert sorted(checkpoint.names) == sorted(seen)
+
+
+def test_load_file_takes_what_the_reference_packages_takes(
+    decoder: tuple[Path, dict[str, torch.Tensor]],
+) -> None:
+    directory, tensors = decoder
+    file = directory / "model.safetensors"
+    wanted = inspect.signature(safetensors.torch.load_file).parameters
+    ours = inspect.signature(sl.load_file).parameters
+    assert [(one.name, one.kind, one.default) for one in wanted.values()] == [
+        (one.name, one.kind, one.default) for one in ours.values() if one.name in wanted
+    ]
+    for backend in ("mmap", "pread"):
+        loaded = sl.load_file(filename=str(file), device="cpu", backend=backend)
+        assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
+    with pytest.raises(BackendUnknownError, match="choose one of mmap, pread"):
+        sl.load_file(file, backend="other")  # type: ignore[arg-type]

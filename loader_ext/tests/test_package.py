@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -33,3 +34,12 @@ def test_the_stub_is_what_the_native_module_has(tmp_path: Path) -> None:
 def test_every_public_name_is_there() -> None:
     assert all(getattr(sl, name) is not None for name in sl.__all__)
     assert sl.__all__ == sorted(sl.__all__)
+
+
+def test_the_native_module_asks_for_neither_cuda_nor_torch() -> None:
+    """Not even where both are installed: they are looked for when they are needed."""
+    module = sys.modules["stoker_loader._native"].__file__
+    assert module is not None
+    asked = subprocess.run(["ldd", module], capture_output=True, text=True, check=True).stdout
+    assert "libc.so" in asked
+    assert not re.search("cuda|torch|c10|python", asked)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from itertools import pairwise
 from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -20,22 +20,23 @@ from stoker_loader.modules import Assigned, assign
 from stoker_loader.page_cache import Progress
 from stoker_loader.plans import Plan
 from stoker_loader.records import LoadStats, TensorInfo, dominating_tier, split_by_tier
-from stoker_loader.tensors import Copied, Record, TorchViews, is_aligned, numpy_view
+from stoker_loader.tensors import Copied, Record, TorchViews, adjacent, is_aligned, numpy_view
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
+_LOG = logging.getLogger("stoker_loader")
 _STAGES = ("open", "residency", "map", "populate", "copy", "attach")
 
 
 class Checkpoint:
     """The tensors of a safetensors file or directory. Opening reads headers only.
 
-    Closing forbids new loads; tensors that were given out keep the mapping alive, and it goes
-    with the last of them. The files must stay as they are: reading a page that a file no longer
-    has (someone truncated it) kills the process with SIGBUS. Methods may be called from any
-    thread.
+    Closing forbids new loads, and ends those that wait for bytes on their way; tensors that were
+    given out keep the mapping alive, and it goes with the last of them. The files must stay as they
+    are: reading a page that a file no longer has (someone truncated it) kills the process with
+    SIGBUS. Methods may be called from any thread.
     """
 
     def __init__(
@@ -60,7 +61,8 @@ class Checkpoint:
         self._native: _native.Checkpoint | None = _native.Checkpoint(
             path, patience, bool(verify), known_to_native(verify), progress
         )
-        self._waits = patience is not None or bool(verify)
+        self._arrives = patience is not None
+        self._waits = self._arrives or bool(verify)
         self._files = self._native.shards()
         self._headers = self._native.headers()
         self._lock = threading.Lock()
@@ -87,7 +89,8 @@ class Checkpoint:
         self.close()
 
     def close(self) -> None:
-        """Forbid new loads. Tensors that were given out stay valid."""
+        """Forbid new loads, and end those that wait for bytes on their way, within 0.1 s, by a
+        CheckpointClosedError. Tensors that were given out stay valid."""
         native, self._native, self._views = self._native, None, None
         if native is not None:
             self._verified = native.verified()
@@ -137,7 +140,7 @@ class Checkpoint:
             if self._populated:
                 return
         with self._timed("populate"):
-            native.populate(progress, threads)
+            native.populate(self._until_closed(progress), threads)
         with self._lock:
             self._populated = True
 
@@ -162,13 +165,13 @@ class Checkpoint:
         if devices.is_cuda(target):
             return self.load_replicas([target], progress, source)[0]
         native, views = self._map(), self._torch_views()
-        choice = self._choice = choose(native, source, to_device=False)
+        choice = self._choose(native, source, to_device=False)
         held: _native.Checkpoint | _native.Parts = native
         if choice.backend == "populate":
             self.populate(progress)
         else:
             with self._timed("populate"):
-                held = native.read(choice.backend, progress, None)
+                held = native.read(choice.backend, self._until_closed(progress), None)
             self._copied.size_bytes += held.packed_bytes
         with self._timed("attach"):
             tensors = views.attach(held)
@@ -189,9 +192,10 @@ class Checkpoint:
         """
         native = self._map()
         records = [self._record(name) for name in self._headers.names()]
-        choice = self._choice = choose(native, source, to_device=True)
+        choice = self._choose(native, source, to_device=True)
+        watch = self._until_closed(progress)
         with self._timed("copy"):
-            replicas = devices.load(native, self._files, records, targets, progress, choice.backend)
+            replicas = devices.load(native, self._files, records, targets, watch, choice.backend)
         with self._timed("attach"):
             loaded = [
                 {record.name: views.tensor(record) for record in records} for views in replicas
@@ -224,9 +228,10 @@ class Checkpoint:
             for pattern, split in plan.rules
         ]
         native, views = self._map(), self._torch_views()
-        choice = self._choice = choose(native, source, to_device=False)
+        choice = self._choose(native, source, to_device=False)
+        watch = self._until_closed(progress)
         with self._timed("populate"):
-            parts = native.load_shard(rules, rank, world_size, choice.backend, progress, None)
+            parts = native.load_shard(rules, rank, world_size, choice.backend, watch, None)
         self._copied.size_bytes += parts.packed_bytes
         with self._timed("attach"):
             tensors = views.attach(parts)
@@ -248,7 +253,7 @@ class Checkpoint:
         other dimensions (see `layout`). Raises UnknownTensorError, UnsupportedDtypeError.
         """
         records = [self._record(name) for name in names]
-        if not records or not _adjacent(records):
+        if not records or not adjacent(records):
             return None
         for record in records:
             self._wait(record)
@@ -333,7 +338,25 @@ class Checkpoint:
     def _wait(self, record: Record, progress: Progress | None = None) -> None:
         """Wait for a tensor's bytes, and no others."""
         if self._waits:
-            self._map().wait(record.shard, record.offset_bytes, record.size_bytes, progress)
+            watch = self._until_closed(progress)
+            self._map().wait(record.shard, record.offset_bytes, record.size_bytes, watch)
+
+    def _until_closed(self, progress: Progress | None) -> Progress | None:
+        """The callback, for calls that may wait for what never comes: it also ends them."""
+        if not self._arrives:
+            return progress
+
+        def go_on(done_bytes: int, total_bytes: int) -> None:
+            self._open()
+            if progress is not None:
+                progress(done_bytes, total_bytes)
+
+        return go_on
+
+    def _choose(self, native: _native.Checkpoint, source: SourceName, to_device: bool) -> Choice:
+        choice = self._choice = choose(native, source, to_device=to_device)
+        _LOG.debug("%s: read by %s; refused: %s", self.path, choice.backend, choice.refused)
+        return choice
 
     def _map(self) -> _native.Checkpoint:
         """Map the files, having looked once at what was resident before anything was touched."""
@@ -373,18 +396,3 @@ class Checkpoint:
             yield
         finally:
             self._ms[stage] += (perf_counter() - started) * 1e3
-
-
-def _adjacent(records: Sequence[Record]) -> bool:
-    first = records[0]
-    return bool(first.shape) and all(
-        (after.shard, after.offset_bytes, after.dtype, after.shape[1:], len(after.shape))
-        == (
-            before.shard,
-            before.offset_bytes + before.size_bytes,
-            first.dtype,
-            first.shape[1:],
-            len(first.shape),
-        )
-        for before, after in pairwise(records)
-    )

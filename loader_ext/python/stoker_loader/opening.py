@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
 
+from stoker_loader.backends import SourceName
 from stoker_loader.checkpoint import Checkpoint
+from stoker_loader.errors import BackendUnknownError
 from stoker_loader.identity import Verify
 from stoker_loader.page_cache import Progress
 
 if TYPE_CHECKING:
     import torch
 
+FileBackend = Literal["mmap", "pread"]
+SOURCES: Mapping[str, SourceName] = {"mmap": "auto", "pread": "pread"}
 PATIENCE_S = 60.0  # above the longest silence that a fetch itself bears with
 
 
@@ -45,8 +50,32 @@ def open_arriving(
 
 
 def load_file(
-    path: str | os.PathLike[str], device: str | torch.device = "cpu", *, verify: Verify = False
+    filename: str | os.PathLike[str],
+    device: str | int | torch.device = "cpu",
+    *,
+    backend: FileBackend = "mmap",
+    verify: Verify = False,
 ) -> dict[str, torch.Tensor]:
-    """Load all tensors, as `safetensors.torch.load_file` does, but as views of a mapping."""
-    with open_checkpoint(path, verify=verify) as checkpoint:
-        return checkpoint.load(device)
+    """Load all tensors, as `safetensors.torch.load_file` does, but as views of a mapping.
+
+    `backend` has that function's names: "mmap" leaves the choice to `load`, "pread" reads into
+    memory of this process. Raises what `open` and `load` raise, BackendUnknownError.
+    """
+    source = source_of(backend, filename)
+    with open_checkpoint(filename, verify=verify) as checkpoint:
+        return checkpoint.load(device_of(device), source=source)
+
+
+def device_of(device: str | int | torch.device) -> str | torch.device:
+    """A device that may be a number: that of a GPU, as `safetensors.torch` has it."""
+    return f"cuda:{device}" if isinstance(device, int) else device
+
+
+def source_of(backend: FileBackend, filename: str | os.PathLike[str]) -> SourceName:
+    """What `load` calls a back end of `load_file`. Raises BackendUnknownError."""
+    if backend not in SOURCES:
+        raise BackendUnknownError(
+            f"{os.fspath(filename)}: no back end {backend!r}; choose one of {', '.join(SOURCES)}",
+            file=os.fspath(filename),
+        )
+    return SOURCES[backend]

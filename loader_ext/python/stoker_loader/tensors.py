@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stoker_loader import _native
@@ -55,6 +56,22 @@ class Record(NamedTuple):
     shard: int
     offset_bytes: int
     size_bytes: int
+
+
+def adjacent(records: Sequence[Record]) -> bool:
+    """Whether tensors stand side by side in one file, alike in dtype and in all but their rows."""
+    first = records[0]
+    return bool(first.shape) and all(
+        (after.shard, after.offset_bytes, after.dtype, after.shape[1:], len(after.shape))
+        == (
+            before.shard,
+            before.offset_bytes + before.size_bytes,
+            first.dtype,
+            first.shape[1:],
+            len(first.shape),
+        )
+        for before, after in pairwise(records)
+    )
 
 
 def torch_dtype(name: str, dtype: str) -> torch.dtype:

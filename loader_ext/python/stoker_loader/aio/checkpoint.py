@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from stoker_loader import checkpoint as blocking
 from stoker_loader import opening
@@ -13,7 +13,7 @@ from stoker_loader.aio.threads import in_thread
 from stoker_loader.backends import SourceName
 from stoker_loader.identity import Verify
 from stoker_loader.modules import Assigned, assign
-from stoker_loader.opening import PATIENCE_S
+from stoker_loader.opening import PATIENCE_S, FileBackend
 from stoker_loader.page_cache import Progress
 from stoker_loader.plans import Plan
 from stoker_loader.records import LoadStats, TensorInfo
@@ -21,6 +21,8 @@ from stoker_loader.records import LoadStats, TensorInfo
 if TYPE_CHECKING:
     import numpy as np
     import torch
+
+T = TypeVar("T")
 
 
 class Checkpoint:
@@ -129,18 +131,24 @@ class Checkpoint:
 
     async def tensor(self, name: str) -> torch.Tensor:
         """One tensor as a view, when its bytes may be used."""
-        await self.wait([name])
-        return self.blocking.tensor(name)
+        return await self._when_there([name], lambda: self.blocking.tensor(name))
 
     async def fused(self, names: Sequence[str]) -> torch.Tensor | None:
         """The tensors as one view along dimension 0, or None if they do not lie so."""
-        await self.wait(names)
-        return self.blocking.fused(names)
+        return await self._when_there(names, lambda: self.blocking.fused(names))
 
     async def numpy(self, name: str) -> np.ndarray[Any, Any]:
         """One tensor as an array over the mapping, without torch."""
-        await self.wait([name])
-        return self.blocking.numpy(name)
+        return await self._when_there([name], lambda: self.blocking.numpy(name))
+
+    async def _when_there(self, names: Iterable[str], call: Callable[[], T]) -> T:
+        """What a call returns that maps, imports, and may read; the wait before it can be ended."""
+
+        def wait_and_call(watch: Progress) -> T:
+            self.blocking.wait(names, watch)
+            return call()
+
+        return await in_thread(wait_and_call)
 
 
 async def open_checkpoint(path: str | os.PathLike[str], *, verify: Verify = False) -> Checkpoint:
@@ -167,8 +175,13 @@ async def open_arriving(
 
 
 async def load_file(
-    path: str | os.PathLike[str], device: str | torch.device = "cpu", *, verify: Verify = False
+    filename: str | os.PathLike[str],
+    device: str | int | torch.device = "cpu",
+    *,
+    backend: FileBackend = "mmap",
+    verify: Verify = False,
 ) -> dict[str, torch.Tensor]:
     """Load all tensors, as `safetensors.torch.load_file` does, but as views of a mapping."""
-    async with await open_checkpoint(path, verify=verify) as checkpoint:
-        return await checkpoint.load(device)
+    source = opening.source_of(backend, filename)
+    async with await open_checkpoint(filename, verify=verify) as checkpoint:
+        return await checkpoint.load(opening.device_of(device), source=source)
