@@ -4,10 +4,10 @@
 Both need a nightly toolchain of Rust; Miri also its components `miri` and `rust-src`. Every
 toolchain that rustup has is tried, the nightly ones first; where none will do, the check is
 skipped, and it says what is missing and how to get it. AddressSanitizer sees every access of the
-core's tests to memory that is not theirs, those through the stand-in for the NVIDIA driver
-included; Miri sees undefined behaviour of any kind, and races, but knows no mapped files. The first
-build takes about ten minutes on two cores, and later ones one; nothing of it is part of `make
-test`.
+core's and the kernels' tests to memory that is not theirs, those through the stand-in for the
+NVIDIA driver included; Miri sees undefined behaviour of any kind, and races, but knows no mapped
+files. The first build takes about ten minutes on two cores, and later ones one; nothing of it is
+part of `make test`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from pathlib import Path
 
 WORKSPACE = Path(__file__).resolve().parents[1] / "loader_ext"
 PACKAGE = "stoker-loader-core"
+# What AddressSanitizer watches: the packages with `unsafe` and tests, and where those run.
+SANITIZED = {PACKAGE: "core", "stoker-kernels": "kernels"}
 # The parsers, the decisions, and the threads that share work: no files and no mappings, and no
 # system calls but those for the tests' own clock and threads.
 PURE = (
@@ -97,7 +99,11 @@ def host(toolchain: str) -> str:
 
 
 def sanitize(toolchain: str) -> bool:
-    """The core's tests with AddressSanitizer; whether they passed."""
+    """The tests of core and kernels with AddressSanitizer; whether they passed."""
+    return all(sanitize_package(toolchain, *each) for each in SANITIZED.items())
+
+
+def sanitize_package(toolchain: str, package: str, folder: str) -> bool:
     environment = {
         **os.environ,
         "CARGO_TARGET_DIR": target_folder("address"),
@@ -109,7 +115,7 @@ def sanitize(toolchain: str) -> bool:
     }
     # With --target, build scripts and macros are left alone. The stand-in for the driver, a shared
     # library, takes the sanitizer's functions from the program that loads it.
-    command = ["cargo", f"+{toolchain}", "rustc", "--quiet", "--package", PACKAGE, "--lib"]
+    command = ["cargo", f"+{toolchain}", "rustc", "--quiet", "--package", package, "--lib"]
     command += ["--profile", "test", "--target", host(toolchain), "--message-format", "json"]
     command += ["--", "-Clink-arg=-Wl,--export-dynamic"]
     built = subprocess.run(
@@ -121,7 +127,7 @@ def sanitize(toolchain: str) -> bool:
     (binary,) = [message["executable"] for message in messages if message.get("executable")]
     tests = [binary, "--quiet"]
     return (
-        subprocess.run(tests, cwd=WORKSPACE / "core", env=environment, check=False).returncode == 0
+        subprocess.run(tests, cwd=WORKSPACE / folder, env=environment, check=False).returncode == 0
     )
 
 

@@ -22,8 +22,10 @@ class Page:
     raw: str
 
 
-PLATFORM = Page("Benchmarks", "make bench", "docs/benchmarks/latest.json")
-LOADER = Page("Loader benchmarks", "make bench-loader", "docs/loader-benchmarks/latest.json")
+PLATFORM = Page("Benchmarks", "scripts/bench.py --publish", "docs/benchmarks/latest.json")
+LOADER = Page(
+    "Loader benchmarks", "scripts/bench_loader.py --publish", "docs/loader-benchmarks/latest.json"
+)
 
 
 class _Model(BaseModel):

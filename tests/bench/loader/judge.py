@@ -6,6 +6,7 @@ line here.
 
 from __future__ import annotations
 
+from tests.bench.loader.plan import MIN_ROUNDS
 from tests.bench.loader.results import Results
 from tests.bench.loader.row_cold import cpu_row, limit_row, memory_row, peers_row
 from tests.bench.loader.row_http import http_row
@@ -35,4 +36,13 @@ def judge(results: Results) -> list[Row]:
         rows.append(warm_verification_row(results))
     if results.steps:
         rows.append(ablation_row(results))
-    return rows
+    return [doubted(row) for row in rows]
+
+
+def doubted(row: Row) -> Row:
+    """The row; a target that was met in fewer rounds than say anything of the spread is not."""
+    rounds = min((len(values) for values in row.samples.values()), default=0)
+    if row.passed is not True or rounds >= MIN_ROUNDS:
+        return row
+    figure = f"{row.figure} (no verdict by {rounds} rounds, {MIN_ROUNDS} are needed)"
+    return row.model_copy(update={"passed": None, "figure": figure})

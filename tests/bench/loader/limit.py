@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.bench.loader.processes import MeasureFailedError, reason, run_module
+from tests.bench.stats import median
 
 MIB = 1 << 20
 FIO_TIMEOUT_S = 120
@@ -27,6 +28,7 @@ MAX_LOOPS = 8
 RAMP = "200ms"
 MIN_RAMP_BYTES = 1 << 30
 MAX_WAYS = 3  # that take part in every round
+TRIALS = 3  # of every way, in turns: a shared disk's rate changes from one second to the next
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +64,18 @@ def ways() -> tuple[Way, ...]:
 
 
 def best_ways(file: Path, tell: Callable[[str], None]) -> list[Way]:
-    """The fastest of all on this file, each tried once. None where nothing can read so."""
-    rates: dict[Way, float] = {}
-    for way in ways():
-        try:
-            rates[way] = way.bytes_per_s(file)
-        except MeasureFailedError as error:
-            tell(f"  {way}: {error}")
-        else:
-            tell(f"  {way}: {rates[way] / 1e9:.2f} GB/s")
-    return sorted(rates, key=lambda way: rates[way], reverse=True)[:MAX_WAYS]
+    """The fastest of all on this file, by a few trials each. None where nothing can read so."""
+    rates: dict[Way, list[float]] = {way: [] for way in ways()}
+    for _ in range(TRIALS):
+        for way in list(rates):
+            try:
+                rates[way].append(way.bytes_per_s(file))
+            except MeasureFailedError as error:
+                tell(f"  {way}: {error}")
+                del rates[way]
+    for way, found in rates.items():
+        tell(f"  {way}: {', '.join(f'{rate / 1e9:.2f}' for rate in found)} GB/s")
+    return sorted(rates, key=lambda way: median(rates[way]), reverse=True)[:MAX_WAYS]
 
 
 def fio_bytes_per_s(way: Way, file: Path) -> float:

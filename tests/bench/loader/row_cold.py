@@ -20,6 +20,7 @@ from tests.bench.report import Row
 from tests.bench.stats import median
 
 MIN_LIMIT_SHARE = 0.95
+MAX_LIMIT_SHARE = 1.05  # whoever is faster than a limit shows that it is none
 MAX_BEHIND = 1.03
 MAX_EXTRA_BYTES = 64 * MIB
 
@@ -32,6 +33,8 @@ def limit_row(results: Results) -> Row:
         ours = rate(results.checkpoint_bytes[checkpoint], touched_s(results.cold[checkpoint][OURS]))
         shares.append(ours / best)
         figures.append(f"{checkpoint} {ours:.2f} of {best:.2f} GB/s ({way}): {ours / best:.2f}")
+        if ours / best > MAX_LIMIT_SHARE:
+            figures[-1] += " (no way that was tried found the limit)"
         samples.update(
             {f"{checkpoint} {name} GB/s": [v / GB for v in values] for name, values in ways.items()}
         )
@@ -40,12 +43,12 @@ def limit_row(results: Results) -> Row:
         question="cold from disk to every page touched, against the disk's limit",
         target=f">= {MIN_LIMIT_SHARE} of the limit",
         figure="; ".join(figures),
-        passed=min(shares) >= MIN_LIMIT_SHARE,
+        passed=_reached(shares),
         method="The limit is the best median of all ways of reading the same file with O_DIRECT, "
         "between the contenders of every round: fio's psync and io_uring, and threads of `preadv`, "
-        "each at several queue depths; all are tried once and the fastest three take part in "
-        "every round. Their buffers are few and used again and again, and the first use does not "
-        "count. The limit's clock touches no pages and maps none.",
+        "each at several queue depths; all are tried three times and the fastest three take part "
+        "in every round. Their buffers are few and used again and again, and the first use does "
+        "not count. The limit's clock touches no pages and maps none.",
         samples=samples,
         table=[
             ["way of reading", *results.limit],
@@ -61,6 +64,13 @@ def limit_row(results: Results) -> Row:
             ),
         ],
     )
+
+
+def _reached(shares: list[float]) -> bool | None:
+    """None where ours was faster than what was to be the limit."""
+    if min(shares) < MIN_LIMIT_SHARE:
+        return False
+    return True if max(shares) <= MAX_LIMIT_SHARE else None
 
 
 def peers_row(results: Results) -> Row:

@@ -151,7 +151,7 @@ def results() -> Results:
     faulting = [outcome(0.004, touch_s=0.120, again_s=0.010)] * MIN_ROUNDS
     return Results(
         checkpoint_bytes={"one": 10**9},
-        limit={"one": {"psync": [1.9e9], "io_uring": [2.05e9]}},
+        limit={"one": {"psync": [1.9e9] * MIN_ROUNDS, "io_uring": [2.05e9] * MIN_ROUNDS}},
         cold={"one": {OURS: fast, "peer": slow}},
         warm={"one": {OURS: attached, "peer": faulting}},
         many={"one": {OURS: attached, "peer": faulting}},
@@ -228,14 +228,39 @@ def test_a_missed_target_is_found(change: dict[str, object], missed: set[str]) -
     assert {row for row, passed in found.items() if passed is False} == missed
 
 
+def test_a_limit_that_is_beaten_is_none() -> None:
+    beaten = replace(results(), limit={"one": {"psync": [1.8e9] * MIN_ROUNDS}})
+    row = {row.id: row for row in judge(beaten)}["cold-limit"]
+    assert row.passed is None
+    assert row.figure.endswith("1.11 (no way that was tried found the limit)")
+
+
+def test_few_rounds_meet_no_target_but_can_miss_one() -> None:
+    few = [outcome(0.002, touch_s=0.010, again_s=0.010)] * (MIN_ROUNDS - 1)
+    faulting = [outcome(0.004, touch_s=0.120, again_s=0.010)] * MIN_ROUNDS
+    found = replace(results(), warm={"one": {OURS: few, "peer": faulting}})
+    row = {row.id: row for row in judge(found)}["warm-attach"]
+    assert (row.passed, row.figure) == (
+        None,
+        "one 2.00 ms per GB (no verdict by 6 rounds, 7 are needed)",
+    )
+    slow = [outcome(0.0031)] * (MIN_ROUNDS - 1)
+    assert (
+        verdicts(replace(found, warm={"one": {OURS: slow, "peer": faulting}}))["warm-attach"]
+        is False
+    )
+
+
 def test_a_peer_may_be_ahead_on_one_size_by_three_percent_and_no_more() -> None:
+    ours = [outcome(1.0)] * MIN_ROUNDS
+
     def cold(peer_s: float) -> Results:
         return replace(
             results(),
             checkpoint_bytes={"one": 10**9, "two": 10**9},
             cold={
-                "one": {OURS: [outcome(1.0)], "peer": [outcome(peer_s, cpu_s=0.2)]},
-                "two": {OURS: [outcome(1.0)], "peer": [outcome(2.0, cpu_s=0.2)]},
+                "one": {OURS: ours, "peer": [outcome(peer_s, cpu_s=0.2)] * MIN_ROUNDS},
+                "two": {OURS: ours, "peer": [outcome(2.0, cpu_s=0.2)] * MIN_ROUNDS},
             },
             limit={},
         )
