@@ -126,7 +126,7 @@ def test_a_stopped_layout_leaves_nothing(decoder: tuple[Path, dict], disk: Path)
 
 def test_a_destination_is_never_overwritten(decoder: tuple[Path, dict], disk: Path) -> None:
     (disk / "laid").mkdir()
-    with pytest.raises(DestinationExistsError, match="new directory"):
+    with pytest.raises(DestinationExistsError, match="nothing is ever written over it"):
         sl.layout(decoder[0], disk / "laid")
 
 

@@ -27,6 +27,8 @@ BLOCK_BYTES = 8 << 20
 READY = "ready"
 MAX_COLD_SHARE = 0.01
 MIN_WARM_SHARE = 0.999
+MAX_EVICTIONS = 20
+EVICTION_PAUSE_S = 0.05
 RESET_PEAK = "5"  # proc(5): clear_refs sets the peak of the resident set to what it is now
 
 
@@ -157,8 +159,15 @@ def read(folder: Path) -> None:
 
 
 def evict(folder: Path) -> float:
-    left = stoker_loader.evict(folder)
-    return left.resident_bytes / left.checkpoint_bytes
+    """Drops the files' pages; the share that is left. What the kernel itself holds just then, to
+    move it or to see its age, is not dropped: so it is asked more than once."""
+    for _ in range(MAX_EVICTIONS):
+        left = stoker_loader.evict(folder)
+        share = left.resident_bytes / left.checkpoint_bytes
+        if share <= MAX_COLD_SHARE:
+            break
+        time.sleep(EVICTION_PAUSE_S)
+    return share
 
 
 def resident_share(folder: Path) -> float:
