@@ -203,6 +203,7 @@ def test_a_length_that_no_file_can_have_reserves_nothing(
 # --- servers that fail --------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("at_once", [False, True])
 @pytest.mark.parametrize(
     ("code", "error"),
     [
@@ -217,38 +218,18 @@ def test_a_length_that_no_file_can_have_reserves_nothing(
     ],
 )
 def test_every_refusal_has_its_error(
-    store: ObjectStore, target: Path, code: int, error: type[Exception]
+    store: ObjectStore, target: Path, code: int, error: type[Exception], at_once: bool
 ) -> None:
-    store.faults.append(status(code))
+    """Of the chunks, and of the first request, which asks for the object's length and tag."""
+    store.faults.append(status(code, all_of_them=at_once))
     with pytest.raises(error) as raised:
         sl.fetch(store.url, target, limits=FIRM)
     assert store.address in str(raised.value)
     assert "top-secret" not in str(raised.value) + repr(raised.value) + repr(sl.Source(store.url))
     assert not target.exists()
-
-
-@pytest.mark.parametrize(
-    ("code", "error"),
-    [
-        (200, errors.RangeIgnoredError),
-        (302, errors.SourceRefusedError),
-        (403, errors.SourceRefusedError),
-        (404, errors.SourceMissingError),
-        (416, errors.RangeRefusedError),
-        (500, errors.SourceFailedError),
-    ],
-)
-def test_a_refusal_of_the_first_request_has_the_same_error(
-    store: ObjectStore, target: Path, code: int, error: type[Exception]
-) -> None:
-    """Without `expected` the object's length and tag are asked for before any of it."""
-    store.faults.append(status(code, all_of_them=True))
-    with pytest.raises(error) as raised:
-        sl.fetch(store.url, target, limits=FIRM)
-    assert store.address in str(raised.value)
-    assert "top-secret" not in str(raised.value)
-    assert list(target.parent.iterdir()) == []
-    assert store.ranges == []
+    if at_once:
+        assert list(target.parent.iterdir()) == []
+        assert store.ranges == []
 
 
 @pytest.mark.parametrize("code", [429, 500, 503])

@@ -63,6 +63,7 @@ pub(super) fn read_head(file: &File, path: &Path) -> Result<Option<Head>> {
 /// Opens the file at `path` if it is the one with this inode.
 pub(super) fn open_inode(path: &Path, inode: u64, writes: bool) -> Result<Option<File>> {
     let mut options = OpenOptions::new();
+    // Whatever else has the name by now, a pipe say, is neither followed nor waited for.
     options.read(true).write(writes).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
     match options.open(path) {
         Ok(file) => {
