@@ -126,9 +126,18 @@ fn populate_with(
 impl Mapping {
     /// Brings a range that begins on a page in, and where digests are known compares all of each
     /// chunk that it touches. Errors: as for loading, and `ChunkMismatch`.
+    ///
+    /// What a disk has filled no processor has seen yet. On a virtual machine that is a fault in
+    /// the host for each page, which this thread takes while others wait for the disk; else whoever
+    /// uses the tensors would take it, alone.
     pub(crate) fn bring_in(&self, offset: u64, size_bytes: u64, advice: &Advice) -> Result<()> {
-        self.populate_range(offset, size_bytes, advice)?;
-        let Some(verification) = self.verification() else { return Ok(()) };
+        let was_read = self.populate_range(offset, size_bytes, advice)?;
+        let Some(verification) = self.verification() else {
+            if was_read {
+                self.touch_pages(offset, size_bytes as usize);
+            }
+            return Ok(());
+        };
         verification.chunks_for(offset, size_bytes).try_for_each(|chunk| {
             verification.check(chunk, |begin, length| {
                 if (begin, length) != (offset, size_bytes) {
@@ -148,7 +157,8 @@ impl Mapping {
         })
     }
 
-    /// Brings a range that begins on a page into the page cache and maps it.
+    /// Brings a range that begins on a page into the page cache and maps it; whether it had to be
+    /// read, as its first page tells.
     ///
     /// A mapping that reads exactly ([`Mapping::read_exactly`]) gets one huge folio for each fault,
     /// and nothing else. Where the kernel may read ahead, threads that share a file spoil each
@@ -159,10 +169,11 @@ impl Mapping {
         offset: u64,
         size_bytes: u64,
         advice: &Advice,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let page_bytes = (page_bytes() as u64).min(size_bytes);
+        let must_read = !self.is_resident(offset, page_bytes)?;
         // A page tells that was not there before.
-        if advice.exactly.load(Ordering::Relaxed) && !self.is_resident(offset, page_bytes)? {
+        if must_read && advice.exactly.load(Ordering::Relaxed) {
             self.advise_populate(offset, page_bytes, advice)?;
             let probed = self.is_resident(offset, PROBE_BYTES.min(size_bytes))?;
             advice.exactly.fetch_and(probed, Ordering::Relaxed);
@@ -170,7 +181,8 @@ impl Mapping {
         if !advice.exactly.load(Ordering::Relaxed) {
             self.read_exactly(false)?;
         }
-        self.advise_populate(offset, size_bytes, advice)
+        self.advise_populate(offset, size_bytes, advice)?;
+        Ok(must_read)
     }
 
     fn advise_populate(&self, offset: u64, size_bytes: u64, advice: &Advice) -> Result<()> {
@@ -211,14 +223,19 @@ impl Mapping {
         for begin in (0..size_bytes).step_by(TOUCH_BYTES) {
             let piece = &mut buffer[..TOUCH_BYTES.min(size_bytes - begin)];
             self.read_range(offset + begin as u64, piece)?;
-            for page in (begin..begin + piece.len()).step_by(page_bytes()) {
-                let address = self.address().as_ptr().wrapping_add(offset as usize + page);
-                // SAFETY: the address is within the mapping and readable. A volatile read, since
-                // another thread may write to its tensors at the same time.
-                hint::black_box(unsafe { ptr::read_volatile(address) });
-            }
+            self.touch_pages(offset + begin as u64, piece.len());
         }
         Ok(())
+    }
+
+    /// Reads a byte of each page of a range that begins on one.
+    fn touch_pages(&self, offset: u64, size_bytes: usize) {
+        for page in (0..size_bytes).step_by(page_bytes()) {
+            let address = self.address().as_ptr().wrapping_add(offset as usize + page);
+            // SAFETY: the callers' ranges lie within the mapping, which is readable. A volatile
+            // read, since another thread may write to its tensors at the same time.
+            hint::black_box(unsafe { ptr::read_volatile(address) });
+        }
     }
 }
 

@@ -46,12 +46,14 @@ class Order:
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What came of it. `load_s` until the loader returned, `touch_s` until every page was touched
-    thereafter, `again_s` for as many pages again, all of them there. `process_bytes` is the growth
+    thereafter, which took `touch_faults` page faults, `again_s` for as many pages again, all of
+    them there. `process_bytes` is the growth
     of the peak resident set and of the page tables, `cached_bytes` what the page cache holds of
     the files at the end without this process mapping it."""
 
     load_s: float
     touch_s: float
+    touch_faults: int
     again_s: float
     cpu_s: float
     tensors: int
@@ -93,8 +95,10 @@ def measure(order: Order, load: loaders.Load) -> Outcome:
     tensors = load(order.path)
     loaded = time.perf_counter()
     where = spans(tensors.values())
+    faults_before = page_faults()
     seen = touch(where)
     touched = time.perf_counter()
+    faults = page_faults() - faults_before
     cpu = cpu_s() - cpu_before
     touch(where, HALF_PAGE_BYTES)
     again = time.perf_counter()
@@ -104,6 +108,7 @@ def measure(order: Order, load: loaders.Load) -> Outcome:
     return Outcome(
         load_s=loaded - began,
         touch_s=touched - loaded,
+        touch_faults=faults,
         again_s=again - touched,
         cpu_s=cpu,
         tensors=len(tensors),
@@ -147,6 +152,12 @@ def cpu_s() -> float:
     """CPU seconds of all threads of this process."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
+
+
+def page_faults() -> int:
+    """Of all threads of this process, whether a disk was read for them or not."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_minflt + used.ru_majflt
 
 
 def read(folder: Path) -> None:

@@ -11,6 +11,7 @@ from tests.bench.loader.results import ByName
 from tests.bench.stats import median
 
 Seconds = Callable[[list[Outcome]], list[float]]
+CLOSE = 1.25  # a peer's time over ours, or ours over its
 
 PROTOCOL = (
     "Each measurement is a process of its own that imports everything, loads a tiny checkpoint, "
@@ -24,8 +25,20 @@ COLD = (
     "Only the checkpoint's pages are dropped (`posix_fadvise`) and the kernel confirms that at "
     "most 1% of them are left. The clock runs from the call to the moment when one byte of every "
     "page of every tensor was read. The contenders take turns in random order within each round, "
-    "and each must give the same tensors. "
+    "and each must give the same tensors. Peers whose median is within a factor of "
+    f"{CLOSE:g} of ours after those rounds take part in as many again, with ours, as far as the "
+    "time allows: all of their samples count. "
 )
+
+
+def close_to_ours(measured: ByName, seconds: Seconds) -> list[str]:
+    """The peers that few rounds cannot tell from ours."""
+    ours = median(seconds(measured[OURS]))
+    return [
+        peer
+        for peer, outcomes in measured.items()
+        if peer != OURS and max(ratio := median(seconds(outcomes)) / ours, 1 / ratio) < CLOSE
+    ]
 
 
 def ratios_to_ours(measured: dict[str, ByName], seconds: Seconds) -> dict[str, dict[str, float]]:

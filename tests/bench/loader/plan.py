@@ -8,9 +8,9 @@ SEED = 20261123
 MIN_ROUNDS = 7  # fewer say nothing about a spread
 QUICK_ROUNDS = 1
 SHARES: dict[str | tuple[str, str], float] = {
-    ("cold", "smollm2"): 4.0,
-    ("cold", "llama_1b"): 12.0,
-    ("cold", "llama_3b"): 19.0,
+    ("cold", "smollm2"): 5.0,
+    ("cold", "llama_1b"): 18.0,
+    ("cold", "llama_3b"): 30.0,
     "warm": 9.5,
     "many": 4.0,
     "http": 3.0,

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 from tests.bench.loader.child import Order, Outcome
+from tests.bench.loader.compare import close_to_ours
 from tests.bench.loader.contenders import CONTENDERS, FAILURES_FILE, OURS, Peers, requirements
 from tests.bench.loader.contest import Contest
 from tests.bench.loader.judge import judge
 from tests.bench.loader.ours import ABLATION, VERIFICATION, VERIFY_OFF, VERIFY_ON
 from tests.bench.loader.plan import MIN_ROUNDS, Plan
 from tests.bench.loader.processes import MeasureFailedError, Relay
-from tests.bench.loader.results import Results
+from tests.bench.loader.results import Results, touched_s, usable_s
 from tests.bench.loader.run import ROWS, run
 from tests.bench.loader.store import REHEARSAL, Store
 from tests.bench.report import LOADER, markdown, read_json, write_json
@@ -128,11 +129,17 @@ def test_a_stage_ends_with_its_share_of_the_time_and_the_report_says_so(store: S
 
 
 def outcome(
-    load_s: float, touch_s: float = 0.0, again_s: float = 0.0, cpu_s: float = 0.1, extra: int = 0
+    load_s: float,
+    touch_s: float = 0.0,
+    again_s: float = 0.0,
+    cpu_s: float = 0.1,
+    extra: int = 0,
+    faults: int = 0,
 ) -> Outcome:
     return Outcome(
         load_s=load_s,
         touch_s=touch_s,
+        touch_faults=faults,
         again_s=again_s,
         cpu_s=cpu_s,
         tensors=19_000,
@@ -148,7 +155,7 @@ def results() -> Results:
     """Of a machine on which every target is met: one checkpoint of 1 GB."""
     fast, slow = [outcome(0.5)] * MIN_ROUNDS, [outcome(0.6, cpu_s=0.2)] * MIN_ROUNDS
     attached = [outcome(0.002, touch_s=0.010, again_s=0.010)] * MIN_ROUNDS
-    faulting = [outcome(0.004, touch_s=0.120, again_s=0.010)] * MIN_ROUNDS
+    faulting = [outcome(0.004, touch_s=0.120, again_s=0.010, faults=15_000)] * MIN_ROUNDS
     return Results(
         checkpoint_bytes={"one": 10**9},
         limit={"one": {"psync": [1.9e9] * MIN_ROUNDS, "io_uring": [2.05e9] * MIN_ROUNDS}},
@@ -228,6 +235,20 @@ def test_a_missed_target_is_found(change: dict[str, object], missed: set[str]) -
     assert {row for row, passed in found.items() if passed is False} == missed
 
 
+@pytest.mark.parametrize(("faults", "ms"), [(0, 2.0), (244, 2.0), (245, 12.0)])
+def test_a_pass_adds_what_its_page_faults_cost_and_no_noise(faults: int, ms: float) -> None:
+    one = outcome(0.002, touch_s=0.020, again_s=0.010, faults=faults)  # of 244,140 pages
+    assert usable_s([one]) == pytest.approx([ms / 1000])
+
+
+def test_whoever_came_close_is_measured_once_more() -> None:
+    ours = [outcome(1.0)] * MIN_ROUNDS
+    measured = {OURS: ours}
+    for name, seconds in {"ahead": 0.81, "far ahead": 0.79, "behind": 1.24, "far": 1.26}.items():
+        measured[name] = [outcome(seconds)] * MIN_ROUNDS
+    assert close_to_ours(measured, touched_s) == ["ahead", "behind"]
+
+
 def test_a_limit_that_is_beaten_is_none() -> None:
     beaten = replace(results(), limit={"one": {"psync": [1.8e9] * MIN_ROUNDS}})
     row = {row.id: row for row in judge(beaten)}["cold-limit"]
@@ -237,7 +258,7 @@ def test_a_limit_that_is_beaten_is_none() -> None:
 
 def test_few_rounds_meet_no_target_but_can_miss_one() -> None:
     few = [outcome(0.002, touch_s=0.010, again_s=0.010)] * (MIN_ROUNDS - 1)
-    faulting = [outcome(0.004, touch_s=0.120, again_s=0.010)] * MIN_ROUNDS
+    faulting = [outcome(0.004, touch_s=0.120, again_s=0.010, faults=15_000)] * MIN_ROUNDS
     found = replace(results(), warm={"one": {OURS: few, "peer": faulting}})
     row = {row.id: row for row in judge(found)}["warm-attach"]
     assert (row.passed, row.figure) == (

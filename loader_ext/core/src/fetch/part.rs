@@ -27,6 +27,9 @@ pub struct Part {
     expected: Option<Vec<u128>>,
     /// Held while a chunk is written; true once it is there, and then nobody writes it again.
     sealed: Vec<Mutex<bool>>,
+    /// Held while bytes are written. The kernel lets one thread at a time write to a file, and who
+    /// waits for that in the kernel spins; who waits here leaves the processor to the sender.
+    writing: Mutex<()>,
 }
 
 /// Whether bytes that were brought made it into the file.
@@ -58,7 +61,7 @@ impl Part {
         reserve(&file, &path, subject.file_bytes)?;
         let sealed = (0..subject.chunks()).map(|chunk| Mutex::new(arrival.claims(chunk))).collect();
         let expected = expected.map(|digest| digest.chunks.clone());
-        Ok(Self { file, path, arrival, expected, sealed })
+        Ok(Self { file, path, arrival, expected, sealed, writing: Mutex::new(()) })
     }
 
     /// Where it grows.
@@ -192,6 +195,7 @@ impl Part {
 
     fn write_at(&self, chunk: usize, at: u64, bytes: &[u8]) -> Result<()> {
         let offset = self.subject().chunk(chunk).0 + at;
+        let _turn = self.writing.lock().expect("no holder of this lock panics");
         self.file
             .write_all_at(bytes, offset)
             .map_err(|error| Error::io(&self.path, "write", &error).at(offset))

@@ -53,7 +53,7 @@ fn attempt_on(backend: Backend, shard: &Shard) -> Result<()> {
         Backend::Populate => {
             let mapping = Mapping::of_shard(shard)?;
             let size_bytes = (page_bytes() as u64).min(shard.file_bytes);
-            mapping.populate_range(0, size_bytes, &Advice::default())
+            mapping.populate_range(0, size_bytes, &Advice::default()).map(|_| ())
         }
         Backend::IoUring => Direct::by_ring(CheckedFile::of_shard(shard)?, &mut None)?.try_block(),
         Backend::DirectPread => Direct::by_pread(CheckedFile::of_shard(shard)?)?.try_block(),
