@@ -155,7 +155,8 @@ def shown(result: object) -> str:
         return (
             f"{result.size_bytes / result.fetch_s / GB:.2f} GB/s, of {result.fetch_s:.2f} s "
             f"{result.sync_s:.2f} syncing, first tensor after {result.first_tensor_s:.3f} s, "
-            f"CPU {result.cpu_s:.2f} s"
+            + (f"all loaded after {result.loaded_s:.3f} s, " if result.loaded_s else "")
+            + f"CPU {result.cpu_s:.2f} s"
         )
     assert isinstance(result, float)
     return f"{result / GB:.2f} GB/s"

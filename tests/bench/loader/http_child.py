@@ -1,7 +1,8 @@
 """One fetch over HTTP in a process of its own: `python -m tests.bench.loader.http_child ORDER`.
 
 Imports everything, fetches the file once and drops it, then fetches it again against the clock,
-while a second thread opens it as it arrives and waits for the first tensor. Prints a line of JSON.
+while a second thread opens it as it arrives and waits for the first tensor, and where it is asked
+to loads all of them. Prints a line of JSON.
 
 The first fetch is what `touch.Memory` is elsewhere: the page cache then takes pages for the second
 that this machine used a moment ago. With pages that the host had taken back, the same fetch took
@@ -20,27 +21,36 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch  # noqa: F401 - imports are not timed
+from tests.bench.loader.touch import spans, touch
+
 import stoker_loader
+
+NOT_LOADED, AS_IT_ARRIVES, AFTERWARDS = "not loaded", "as it arrives", "afterwards"
 
 
 @dataclass(frozen=True, slots=True)
 class FetchOrder:
     """What to fetch to where. `digest` is a file with the chunks' digests as JSON; without it
-    (None) the fetch is a first sight, which computes them."""
+    (None) the fetch is a first sight, which computes them. `loading` says when all tensors are
+    loaded, by one of the words above."""
 
     url: str
     destination: str
     digest: str | None
+    loading: str = NOT_LOADED
 
 
 @dataclass(frozen=True, slots=True)
 class Fetching:
-    """What came of it. `fetch_s` is the whole call, `sync_s` the part of it after the last byte."""
+    """What came of it. `fetch_s` is the whole call, `sync_s` the part of it after the last byte.
+    `loaded_s` ends when every page of every tensor was touched; 0 where none was loaded."""
 
     size_bytes: int
     fetch_s: float
     sync_s: float
     first_tensor_s: float
+    loaded_s: float
     cpu_s: float
 
 
@@ -60,14 +70,21 @@ def fetch(order: FetchOrder) -> Fetching:
     cpu_before = cpu_s()
     began = time.perf_counter()
 
-    def read_first() -> float:
+    def read() -> tuple[float, float]:
+        """Seconds until the first tensor and, if it loads, until all."""
         begun.wait()
         with stoker_loader.open_arriving(destination) as checkpoint:
             checkpoint.numpy(checkpoint.names[0])
-            return time.perf_counter() - began
+            first_tensor_s = time.perf_counter() - began
+            return first_tensor_s, load(checkpoint) if order.loading == AS_IT_ARRIVES else 0.0
+
+    def load(checkpoint: stoker_loader.Checkpoint) -> float:
+        tensors = checkpoint.load()
+        touch(spans(tensors.values()))
+        return time.perf_counter() - began
 
     with ThreadPoolExecutor(max_workers=1) as reader:
-        first_tensor_s = reader.submit(read_first)
+        reading = reader.submit(read)
         try:
             fetched = stoker_loader.fetch(
                 order.url, destination, expected=expected, progress=lambda done, total: begun.set()
@@ -75,12 +92,17 @@ def fetch(order: FetchOrder) -> Fetching:
         finally:
             begun.set()  # nobody waits for a fetch that never began
         ended = time.perf_counter()
+        first_tensor_s, loaded_s = reading.result()
+        if order.loading == AFTERWARDS:
+            with stoker_loader.open(destination) as checkpoint:
+                loaded_s = load(checkpoint)
         cpu = cpu_s() - cpu_before
     return Fetching(
         size_bytes=fetched.digest.size_bytes,
         fetch_s=ended - began,
         sync_s=fetched.stats.sync_s,
-        first_tensor_s=first_tensor_s.result(),
+        first_tensor_s=first_tensor_s,
+        loaded_s=loaded_s,
         cpu_s=cpu,
     )
 

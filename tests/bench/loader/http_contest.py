@@ -1,4 +1,5 @@
-"""What takes turns over one link: raw GETs of several widths, and our fetch."""
+"""What takes turns over one link: raw GETs of several widths, and our fetch, alone and with a load
+beside it or behind it."""
 
 from __future__ import annotations
 
@@ -7,11 +8,11 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from tests.bench.loader.http_child import Fetching, FetchOrder
+from tests.bench.loader.http_child import AFTERWARDS, AS_IT_ARRIVES, Fetching, FetchOrder
 from tests.bench.loader.network import Link
 from tests.bench.loader.processes import run_module
 from tests.bench.loader.results import HttpResults
@@ -21,6 +22,7 @@ from tests.bench.loader.web import STREAMS, raw_bytes_per_s, serving
 import stoker_loader
 
 OURS = "stoker"
+LOADED = {f"stoker, loaded {when}": when for when in (AS_IT_ARRIVES, AFTERWARDS)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,10 @@ class Exchange:
                     for streams in STREAMS
                 },
                 OURS: partial(_fetched, link, order),
+                **{
+                    name: partial(_fetched, link, replace(order, loading=when))
+                    for name, when in LOADED.items()
+                },
             }
 
 
@@ -65,10 +71,15 @@ def as_results(found: Mapping[str, list[float | Fetching]]) -> HttpResults:
         raw={
             name: [value for value in values if isinstance(value, float)]
             for name, values in found.items()
-            if name != OURS
+            if name != OURS and name not in LOADED
         },
-        fetched=[value for value in found[OURS] if isinstance(value, Fetching)],
+        fetched=_fetchings(found[OURS]),
+        loaded={when: _fetchings(found[name]) for name, when in LOADED.items()},
     )
+
+
+def _fetchings(values: list[float | Fetching]) -> list[Fetching]:
+    return [value for value in values if isinstance(value, Fetching)]
 
 
 def _fetched(link: Link, order: FetchOrder) -> Fetching:

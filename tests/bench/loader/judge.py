@@ -9,7 +9,7 @@ from __future__ import annotations
 from tests.bench.loader.plan import MIN_ROUNDS
 from tests.bench.loader.results import Results
 from tests.bench.loader.row_cold import cpu_row, limit_row, memory_row, peers_row
-from tests.bench.loader.row_http import http_row
+from tests.bench.loader.row_http import http_row, pipeline_row
 from tests.bench.loader.row_steps import ablation_row, verification_row, warm_verification_row
 from tests.bench.loader.row_warm import attach_ratio_row, attach_row, many_row
 from tests.bench.report import Row
@@ -27,7 +27,7 @@ def judge(results: Results) -> list[Row]:
     if results.many:
         rows.append(many_row(results))
     if results.http:
-        rows.append(http_row(results))
+        rows += [http_row(results), pipeline_row(results)]
     if results.cold:
         rows += [cpu_row(results), memory_row(results)]
     if results.verification:

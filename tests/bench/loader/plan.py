@@ -13,7 +13,7 @@ SHARES: dict[str | tuple[str, str], float] = {
     ("cold", "llama_3b"): 30.0,
     "warm": 9.5,
     "many": 4.0,
-    "http": 3.0,
+    "http": 6.0,
     "verify": 4.5,
     "steps": 9.0,
 }

@@ -17,10 +17,12 @@ MAX_FAULT_SHARE = 0.001  # of the pages: the pass itself allocates a little
 
 @dataclass(frozen=True, slots=True)
 class HttpResults:
-    """Over one link: bytes per second of raw GETs by how they were made, and our fetches."""
+    """Over one link: bytes per second of raw GETs by how they were made, our fetches, and those
+    with a load, by when that was."""
 
     raw: dict[str, list[float]]
     fetched: list[Fetching]
+    loaded: dict[str, list[Fetching]]
 
 
 @dataclass(frozen=True, slots=True)

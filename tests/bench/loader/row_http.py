@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.bench.loader.http_child import AFTERWARDS, AS_IT_ARRIVES
 from tests.bench.loader.network import LOOPBACK
 from tests.bench.loader.results import GB, HttpResults, Results
 from tests.bench.report import Row
@@ -51,6 +52,47 @@ def http_row(results: Results) -> Row:
             *([link, *_cells(found)] for link, found in results.http.items()),
         ],
     )
+
+
+def pipeline_row(results: Results) -> Row:
+    """The ablation of the pipeline from the network to tensors."""
+    factors = {
+        link: _loaded_s(found, AFTERWARDS) / _loaded_s(found, AS_IT_ARRIVES)
+        for link, found in results.http.items()
+    }
+    return Row(
+        id="pipeline",
+        question="checkpoint over HTTP to tensors, each page touched, with the pipeline switched "
+        "off: a load behind the fetch instead of beside it",
+        target="",
+        figure="; ".join(f"{link} {factor:.2f}x as long" for link, factor in factors.items()),
+        passed=None,
+        method="In the same rounds as `http`. Beside it: a second thread opens the file as it "
+        "arrives and loads it, so that what has come is mapped and touched while the rest is on "
+        "its way. Behind it: the file is opened and loaded when the fetch has returned; its pages "
+        "are in the page cache, where the fetch has put them.",
+        samples={
+            f"{link}_{when}_s": [one.loaded_s for one in fetchings]
+            for link, found in results.http.items()
+            for when, fetchings in found.loaded.items()
+        },
+        table=[
+            ["link", "fetched", f"loaded {AS_IT_ARRIVES}", f"loaded {AFTERWARDS}"],
+            *(
+                [
+                    link,
+                    f"{median([one.fetch_s for one in found.fetched]):.3f} s",
+                    f"{_loaded_s(found, AS_IT_ARRIVES):.3f} s",
+                    f"{_loaded_s(found, AFTERWARDS):.3f} s",
+                ]
+                for link, found in results.http.items()
+            ),
+        ],
+    )
+
+
+def _loaded_s(found: HttpResults, when: str) -> float:
+    return median([one.loaded_s for one in found.loaded[when]])
 
 
 def _share(found: HttpResults) -> float:

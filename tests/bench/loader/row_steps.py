@@ -83,7 +83,8 @@ def ablation_row(results: Results) -> Row:
         figure="; ".join(f"{name} {factor:.2f}x as long" for name, factor in slowdown.items()),
         passed=None,
         method=PROTOCOL + COLD + "Reading from a disk into the page cache is one stage, so there "
-        "is no pipeline to switch off but that of `verification`. The page cache takes the place "
+        "is no pipeline to switch off but those of `verification` and, from the network, "
+        "`pipeline`. The page cache takes the place "
         "of direct reads: rows without it read into memory that only one process has.",
         samples={
             **samples_of(results.steps, touched_s),

@@ -57,6 +57,9 @@ def test_a_quick_run_has_every_row_and_says_who_is_missing(store: Store, tmp_pat
     fetched = [name for row in report.rows for name in row.samples if name.endswith("fetch_s")]
     if shutil.which("nginx") and shutil.which("curl"):
         assert "loopback_fetch_s" in fetched
+        (pipeline,) = (row for row in report.rows if row.id == "pipeline")
+        assert {"loopback_as it arrives_s", "loopback_afterwards_s"} <= pipeline.samples.keys()
+        assert all(value > 0 for values in pipeline.samples.values() for value in values)
     else:
         assert "no figure over HTTP: nginx and curl are needed" in notes
     for peer in PEERS:
