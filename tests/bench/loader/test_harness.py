@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
+import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.bench.loader.child import Order, Outcome
+from tests.bench.loader.child import MAX_COLD_SHARE, Order, Outcome, evict
 from tests.bench.loader.compare import close_to_ours
 from tests.bench.loader.contenders import CONTENDERS, FAILURES_FILE, OURS, Peers, requirements
 from tests.bench.loader.contest import Contest
@@ -82,6 +85,34 @@ def test_a_checkpoint_that_cannot_be_evicted_is_no_cold_one(store: Store) -> Non
         checkpoint.populate()
         with pytest.raises(MeasureFailedError, match="is in the page cache"):
             Relay().measure(Order(OURS, str(path), str(path), cold=True))
+
+
+def test_pages_that_were_sent_over_the_network_can_be_evicted(store: Store) -> None:
+    """By a server on one processor to a client on another, several times: it takes chance."""
+    path = store.ours(REHEARSAL)
+    allowed = sorted(os.sched_getaffinity(0))
+    for _ in range(8):
+        stoker_loader.prefetch(path)
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            sending = threading.Thread(target=send, args=(path, listening, allowed[0]))
+            sending.start()
+            os.sched_setaffinity(0, {allowed[-1]})
+            try:
+                with socket.create_connection(listening.getsockname()) as client:
+                    while client.recv(1 << 20):
+                        pass
+            finally:
+                os.sched_setaffinity(0, allowed)
+            sending.join()
+        assert evict(path.parent) <= MAX_COLD_SHARE
+
+
+def send(path: Path, listening: socket.socket, processor: int) -> None:
+    """All of a file to whoever connects, from the page cache and by one processor."""
+    os.sched_setaffinity(0, {processor})  # of this thread
+    client, _ = listening.accept()
+    with client, path.open("rb") as file:
+        client.sendfile(file)
 
 
 def test_a_contender_that_gives_other_tensors_has_no_time(store: Store) -> None:
