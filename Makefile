@@ -1,7 +1,7 @@
 # Each target is one line of what the README says; every one does its own set-up.
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: demo up test check check-gpu check-native check-wheel fuzz lint types imports native unit-test \
+.PHONY: demo up test check check-gpu check-native check-wheel fuzz lint types imports native minio unit-test \
 	models bench bench-quick bench-loader bench-loader-quick clean help
 
 PYTHON ?= python3
@@ -32,7 +32,7 @@ demo: .venv/ready models  ## deploy a language model, start it from nothing twic
 up: .venv/ready models  ## run the platform until Ctrl-C
 	$(BIN)/stoker up
 
-test: check models  ## linters, types and every test
+test: check models minio  ## linters, types and every test
 	cd loader_ext && cargo test --quiet --workspace
 	$(BIN)/python -m pytest -q
 
@@ -85,6 +85,15 @@ bench-loader-quick: .cache/bench-peers/ready  ## the same, once, on small checkp
 # Peers never share an environment with the product: each wants its own versions.
 .cache/bench-peers/ready: tests/bench/loader/peers-constraints.txt tests/bench/loader/contenders.py | .venv/ready
 	$(BIN)/python -m tests.bench.loader.install $(@D) $(BIN)/uv $<
+	@touch $@
+
+# The community edition comes as source: whoever has it on PATH need not build it.
+minio: $(or $(shell command -v minio),$(if $(shell command -v go),.cache/bin/minio))  ## the object store of the tests, built with Go unless it is on PATH
+	@test -n "$<" || echo "neither minio nor Go is on PATH: tests that need the object store are skipped"
+
+.cache/bin/minio: infra/minio/VERSION
+	@echo "building MinIO, once (2 to 5 minutes)"
+	GOBIN=$(CURDIR)/$(@D) go install -ldflags "-s -w" github.com/minio/minio@$$(cat $<)
 	@touch $@
 
 models: $(MODELS)/smollm2-135m-instruct/config.json $(MODELS)/all-minilm-l6-v2/config.json
