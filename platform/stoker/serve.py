@@ -21,6 +21,7 @@ import orjson
 import structlog
 import uvloop
 
+from stoker.checkpoints.directory import DirectoryStore
 from stoker.checkpoints.registry import Registry
 from stoker.config import Settings
 from stoker.domain import NodeId
@@ -69,7 +70,8 @@ async def _serve(settings: Settings, ready_fd: int | None) -> None:
         store = await SqliteStore.open(settings.home / "stoker.db")
         closing.push_async_callback(store.close)
         catalog = Catalog(store)
-        registry = Registry(settings.home, catalog)
+        checkpoints = DirectoryStore(settings.home / "checkpoints")
+        registry = Registry(settings.home, catalog, checkpoints)
         await registry.recover()
         deployed = [await catalog.revision(f.latest) for f in await catalog.functions()]
         tasks = await closing.enter_async_context(asyncio.TaskGroup())
@@ -90,7 +92,7 @@ async def _serve(settings: Settings, ready_fd: int | None) -> None:
         )
         gateway = Listener(app, bound, settings.drain_timeout_s)
         serving = tasks.create_task(gateway.run_until_stopped(), name="gateway")
-        async with _agent(settings, store, registry, tasks):
+        async with _agent(settings, store, checkpoints, tasks):
             await gateway.listening.wait()
             _settle()
             log.info("listening", url=url, home=str(settings.home))
@@ -106,7 +108,7 @@ async def _serve(settings: Settings, ready_fd: int | None) -> None:
 
 @contextlib.asynccontextmanager
 async def _agent(
-    settings: Settings, store: SqliteStore, registry: Registry, tasks: asyncio.TaskGroup
+    settings: Settings, store: SqliteStore, checkpoints: DirectoryStore, tasks: asyncio.TaskGroup
 ) -> AsyncIterator[None]:
     """Runs this machine's agent, registered under a lease, and ends all it started."""
     run_dir, log_dir = settings.home / "run", settings.home / "logs"
@@ -115,7 +117,7 @@ async def _agent(
     agent = Agent(
         node_id,
         driver,
-        LocalCache(registry),
+        LocalCache(checkpoints),
         warm_pool=settings.warm_pool,
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         name_worker=_worker_name,

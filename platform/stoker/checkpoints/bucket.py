@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 from boto3.session import Session
 from botocore.config import Config
@@ -82,21 +82,15 @@ class Bucket:
         # HeadBucket answers without a body: 404 and 403 tell no more than that.
         await self.call("", partial(self.client.list_objects_v2, Bucket=self.name, MaxKeys=1))
 
-    async def objects(self, prefix: str) -> AsyncIterator[StoredObject]:
-        """All objects whose keys begin so, in the order of their keys."""
-        last = ""
+    async def objects(self, prefix: str, *, below: bool = True) -> AsyncIterator[StoredObject]:
+        """All objects whose keys begin so, in the order of their keys; with `below=False` without
+        those that have a further slash in theirs."""
+        asked: dict[str, Any] = {"Bucket": self.name, "Prefix": self._prefix + prefix}
+        if not below:
+            asked["Delimiter"] = "/"
         while True:
-            page = await self.call(
-                prefix,
-                partial(
-                    self.client.list_objects_v2,
-                    Bucket=self.name,
-                    Prefix=self._prefix + prefix,
-                    StartAfter=last,
-                ),
-            )
+            page = await self.call(prefix, partial(self.client.list_objects_v2, **asked))
             for found in page.get("Contents", ()):
-                last = found["Key"]
                 yield StoredObject(
                     key=found["Key"].removeprefix(self._prefix),
                     size_bytes=found["Size"],
@@ -105,6 +99,7 @@ class Bucket:
                 )
             if not page["IsTruncated"]:
                 return
+            asked["ContinuationToken"] = page["NextContinuationToken"]
 
     async def find(self, key: str) -> StoredObject:
         """The object as it is now. Raises ObjectNotFound."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stoker.checkpoints.bucket import Bucket, StoredObject
-from stoker.checkpoints.bucket_errors import UploadGone
+from stoker.checkpoints.bucket_errors import ObjectNotFound, UploadGone
 from stoker.errors import Conflict
 from stoker.store.disk import disk_errors
 
@@ -86,9 +86,14 @@ async def upload(
     """Makes or replaces an object by a file that nobody writes to; `report` gets the bytes done.
 
     Whole or not there: until the last part has come the key has what it had before. Raises
-    StoreUnreachable, StoreRefused, StorageFull, Conflict; a later call sends what is missing.
+    StoreUnreachable, StoreRefused, StorageFull, Conflict; a later call sends what is missing, and
+    nothing where the object is there already.
     """
     size_bytes = await bucket.call(key, _size_bytes, file)
+    there = await _same(bucket, key, file, size_bytes)
+    if there is not None:
+        report(size_bytes)
+        return there
     if size_bytes <= PART_BYTES:
         await bucket.put(key, await bucket.call(key, _read, file, 0, size_bytes))
         report(size_bytes)
@@ -108,8 +113,7 @@ async def _send(
     bucket: Bucket, under_way: _Upload, file: Path, size_bytes: int, report: Callable[[int], None]
 ) -> dict[int, str]:
     """Sends the parts that are missing; the ETags of all."""
-    part_bytes = max(PART_BYTES, -(-size_bytes // MAX_PARTS))
-    begins = iter(enumerate(range(0, size_bytes, part_bytes), start=1))
+    begins = iter(enumerate(_begins(size_bytes), start=1))
     etags: dict[int, str] = {}
     done_bytes = 0
 
@@ -119,7 +123,7 @@ async def _send(
     async def work() -> None:
         nonlocal done_bytes
         for number, begin in begins:
-            length = min(part_bytes, size_bytes - begin)
+            length = min(_part_bytes(size_bytes), size_bytes - begin)
             etags[number] = await bucket.call(under_way.key, send, number, begin, length)
             done_bytes += length
             report(done_bytes)
@@ -132,6 +136,42 @@ async def _send(
             worker.cancel()
         await asyncio.wait(workers)
     return etags
+
+
+async def _same(bucket: Bucket, key: str, file: Path, size_bytes: int) -> StoredObject | None:
+    """The object, if one is there that an upload of this file would make."""
+    try:
+        there = await bucket.find(key)
+    except ObjectNotFound:
+        return None
+    if there.size_bytes != size_bytes:
+        return None
+    expected = await bucket.call(key, _etag, file, size_bytes)
+    return there if there.etag == expected else None
+
+
+def _etag(file: Path, size_bytes: int) -> str:
+    """What S3 makes of a file: MD5 of its bytes, or of the MD5s of its parts and their number."""
+    parts = [
+        hashlib.md5(
+            _read(file, begin, min(_part_bytes(size_bytes), size_bytes - begin)),
+            usedforsecurity=False,
+        )
+        for begin in _begins(size_bytes)
+    ]
+    if size_bytes <= PART_BYTES:
+        return parts[0].hexdigest()
+    joined = b"".join(part.digest() for part in parts)
+    return f"{hashlib.md5(joined, usedforsecurity=False).hexdigest()}-{len(parts)}"
+
+
+def _part_bytes(size_bytes: int) -> int:
+    return max(PART_BYTES, -(-size_bytes // MAX_PARTS))
+
+
+def _begins(size_bytes: int) -> range:
+    """Where parts begin; an empty file is one part."""
+    return range(0, max(size_bytes, 1), _part_bytes(size_bytes))
 
 
 def _size_bytes(file: Path) -> int:

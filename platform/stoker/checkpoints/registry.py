@@ -1,8 +1,8 @@
-"""Checkpoints and handlers' sources from a client's first offer to verified bytes on this machine.
+"""Checkpoints and handlers' sources from a client's first offer to verified bytes in the store.
 
-    begin -> write (each file) -> commit        see staging.py, receiving.py, ingest.py, shelf.py
+    begin -> write (each file) -> commit        see staging.py, receiving.py, ingest.py, store.py
 
-An artifact exists when its folder is on the shelf; the catalog follows, after a crash by `recover`.
+An artifact exists when it is in the store; the catalog follows, after a crash by `recover`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pathlib import Path
 from stoker.checkpoints.files import FileSpec, Kind, check_files, source_digest
 from stoker.checkpoints.ingest import Ingested, StageProgress, Stop, ingest
 from stoker.checkpoints.receiving import receive
-from stoker.checkpoints.shelf import Shelf
 from stoker.checkpoints.staging import Staging, Upload
+from stoker.checkpoints.store import CheckpointStore, Content
 from stoker.checkpoints.waiting import in_thread, to_the_end
 from stoker.domain import Artifact, Digest
 from stoker.errors import (
@@ -35,7 +35,6 @@ from stoker.store.catalog import Catalog
 
 MAX_INGESTS = 1  # layouts at a time: one already saturates the disk
 MAX_WRITES = 8  # files received at a time
-MAX_VERIFIES = 2
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _DIGEST = re.compile(r"(blake3:)?[0-9a-f]{64}")
 
@@ -45,7 +44,7 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class Recovery:
     """What a start found: uploads given up, artifacts that the catalog lacked, and artifacts of
-    the catalog whose folders are gone."""
+    the catalog that are not in the store."""
 
     removed_uploads: tuple[str, ...]
     adopted: tuple[Digest, ...]
@@ -53,19 +52,23 @@ class Recovery:
 
 
 class Registry:
-    """The checkpoint store in the folder `home`; its folders are `checkpoints` and `staging`."""
+    """Uploads on their way through `home/staging` into `store`, and what the catalog says of it."""
 
     def __init__(
-        self, home: Path, catalog: Catalog, *, now: Callable[[], float] = time.time
+        self,
+        home: Path,
+        catalog: Catalog,
+        store: CheckpointStore,
+        *,
+        now: Callable[[], float] = time.time,
     ) -> None:
+        self.store = store
         self._catalog = catalog
         self._now = now
-        self._shelf = Shelf(home / "checkpoints")
         self._staging = Staging(home / "staging", now=now)
         self._committing: set[str] = set()
         self._ingests = asyncio.Semaphore(MAX_INGESTS)
         self._writes = asyncio.Semaphore(MAX_WRITES)
-        self._verifies = asyncio.Semaphore(MAX_VERIFIES)
 
     # --- uploads ----------------------------------------------------------------------------
 
@@ -143,21 +146,6 @@ class Registry:
 
     # --- artifacts --------------------------------------------------------------------------
 
-    def path(self, digest: Digest) -> Path:
-        """Where an artifact's folder is, if it is there at all."""
-        return self._shelf.path(digest)
-
-    async def ensure_verified(self, digest: Digest) -> Path:
-        """The artifact's folder, with the bytes that its digest says.
-
-        Milliseconds while its files look untouched, a full read when they do not. Raises
-        CheckpointNotFound, CheckpointInvalid (names the file, and the chunk in `details`).
-        """
-        if await in_thread(self._shelf.unchanged, digest):
-            return self._shelf.path(digest)
-        async with self._verifies:
-            return await in_thread(self._shelf.verify, digest)
-
     async def resolve(self, uri: str) -> Artifact:
         """The artifact that `store://NAME`, `store://NAME@DIGEST`, `blake3:...` or a bare name
         stands for. Raises CheckpointNotFound."""
@@ -171,29 +159,29 @@ class Registry:
     # --- after a start ----------------------------------------------------------------------
 
     async def recover(self) -> Recovery:
-        """Makes the folders and the catalog agree again; to be called before anything else.
+        """Makes the store and the catalog agree again; to be called before anything else.
 
-        Raises StorageReadOnly, StoreUnusable when something cannot be read or removed.
+        Raises what the store raises when something cannot be read or removed.
         """
         removed = await in_thread(self._staging.sweep)
+        await self.store.recover()
         adopted = []
-        records = await in_thread(self._shelf.sweep)
-        for record in sorted(records, key=lambda record: record.artifact.created_at):
+        present = [content.artifact async for content in self.store.contents()]
+        for artifact in sorted(present, key=lambda artifact: artifact.created_at):
             try:
-                await self._catalog.artifact(record.artifact.digest)
+                await self._catalog.artifact(artifact.digest)
             except CheckpointNotFound:
-                await self._catalog.put_artifact(record.artifact)
-                adopted.append(record.artifact.digest)
-        present = {record.artifact.digest for record in records}
-        known = await self._catalog.artifacts()
-        missing = tuple(artifact.digest for artifact in known if artifact.digest not in present)
+                await self._catalog.put_artifact(artifact)
+                adopted.append(artifact.digest)
+        known = {artifact.digest for artifact in await self._catalog.artifacts()}
+        missing = tuple(sorted(known - {artifact.digest for artifact in present}))
         for digest in missing:
             log.warning("the files of %s are gone; push them again", digest)
         return Recovery(removed, tuple(adopted), missing)
 
     async def _is_sound(self, digest: Digest) -> bool:
         try:
-            await self.ensure_verified(digest)
+            await self.store.locate(digest)
         except (CheckpointInvalid, CheckpointNotFound):
             return False
         return True
@@ -219,7 +207,7 @@ class Registry:
             source_digest=upload.source_digest,
             created_at=self._now(),
         )
-        await in_thread(self._shelf.place, ingested.folder, artifact, ingested.digest)
+        await self.store.put(ingested.folder, Content(artifact, ingested.digest), _unheard)
         artifact = await self._catalog.put_artifact(artifact)
         await in_thread(self._staging.discard, upload.id)
         return artifact
@@ -234,6 +222,10 @@ class Registry:
         except on:
             await in_thread(self._staging.discard, upload_id)
             raise
+
+
+def _unheard(done_bytes: int, total_bytes: int) -> None:
+    """Progress of what takes no time where the store is a folder beside the staging."""
 
 
 def _check_name(kind: Kind, name: str | None) -> None:

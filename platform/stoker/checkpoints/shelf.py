@@ -10,6 +10,8 @@ loses nothing. Every method touches the disk and belongs in a thread.
 from __future__ import annotations
 
 import os
+import secrets
+import shutil
 from pathlib import Path
 
 import stoker_loader
@@ -74,9 +76,10 @@ class Shelf:
         return path
 
     def place(self, folder: Path, artifact: Artifact, digest: stoker_loader.Digest) -> None:
-        """Makes `folder` (on the same file system, its files synced) the folder of `artifact`.
+        """Makes `folder` (its files synced) the folder of `artifact`.
 
-        What is there already under the digest stays if it is intact, and is replaced if not.
+        What is there already under the digest stays if it is intact, and is replaced if not. From
+        another file system the files are copied first.
         """
         target = self.path(artifact.digest)
         with disk_errors(self.root):
@@ -89,6 +92,7 @@ class Shelf:
                     remove_tree(folder)
                     return
             self.root.mkdir(parents=True, exist_ok=True)
+            folder = self._on_this_disk(folder)
             for parent, _, files in os.walk(folder):
                 for name in files:
                     (Path(parent) / name).chmod(READ_ONLY_MODE)
@@ -96,6 +100,35 @@ class Shelf:
             self._write(Record(VERSION, artifact, digest, snapshot(folder)))
             folder.rename(target)
             sync_directory(self.root)
+
+    def _on_this_disk(self, folder: Path) -> Path:
+        """The folder, moved to the shelf's own file system if it is on another."""
+        if folder.stat().st_dev == self.root.stat().st_dev:
+            return folder
+        copy = self.root / f".{secrets.token_hex(8)}"  # which a sweep removes
+        shutil.copytree(folder, copy)
+        for parent, _, files in os.walk(copy):
+            for name in files:
+                with (Path(parent) / name).open("rb") as file:
+                    os.fsync(file.fileno())
+        remove_tree(folder)
+        return copy
+
+    def records(self) -> list[Record]:
+        """Those of the folders that are there, in the order of their digests."""
+        with disk_errors(self.root):
+            names = sorted(
+                path.stem for path in self.root.glob("*.json") if path.with_suffix("").is_dir()
+            )
+        found = (read_record(self.root / f"{name}.json") for name in names)
+        return [record for record in found if record is not None]
+
+    def remove(self, digest: Digest) -> None:
+        """Raises CheckpointNotFound."""
+        record = self.record(digest)
+        with disk_errors(self.root):
+            remove_tree(self.path(record.artifact.digest))  # from here on it is not there
+            remove_tree(self._record_path(digest))
 
     def sweep(self) -> list[Record]:
         """After a start: removes what a crash left half-made or half-removed, records without a

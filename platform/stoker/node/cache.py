@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Protocol
 
 import stoker_loader
+from stoker.checkpoints.store import InPlace
 from stoker.domain import Digest
 
 
-class Verified(Protocol):
-    """Where verified artifacts lie; the embedded platform's own store is on the same machine."""
+class LocalStore(Protocol):
+    """A checkpoint store on this machine, as the embedded platform's own is."""
 
-    async def ensure_verified(self, digest: Digest) -> Path:
+    async def locate(self, digest: Digest) -> InPlace:
         """Raises CheckpointNotFound, CheckpointInvalid."""
         ...
 
@@ -21,13 +22,13 @@ class Verified(Protocol):
 class LocalCache:
     """Serves artifacts in place from a store on this machine: the SSD copy is the store's."""
 
-    def __init__(self, store: Verified) -> None:
+    def __init__(self, store: LocalStore) -> None:
         self._store = store
 
     async def ensure(self, digest: Digest) -> Path:
-        return await self._store.ensure_verified(digest)
+        return (await self._store.locate(digest)).path
 
     async def resident_bytes(self, digest: Digest) -> int:
-        path = await self._store.ensure_verified(digest)
+        path = await self.ensure(digest)
         residency = await asyncio.to_thread(stoker_loader.residency, path)
         return residency.resident_bytes

@@ -45,12 +45,14 @@ async def test_objects_are_listed_in_order_of_their_keys(bucket: Bucket) -> None
     assert [found.key for found in listed] == sorted(KEYS[:4], key=str.encode)
     assert {found.size_bytes for found in listed} == {5}
     assert (await bucket.find("a/one")).etag == listed[1].etag
+    assert [found.key async for found in bucket.objects("", below=False)] == ["b"]
 
 
 async def test_a_listing_has_all_its_pages(bucket: Bucket) -> None:
-    keys = [f"k/{number:04d}" for number in range(1100)]
+    keys = [f"k/{number:04d}{'/x' if number % 2 else ''}" for number in range(1100)]
     await asyncio.gather(*(bucket.put(key, b"") for key in keys))
     assert [found.key async for found in bucket.objects("k/")] == keys
+    assert [found.key async for found in bucket.objects("k/", below=False)] == keys[::2]
     await bucket.delete(keys)
     assert [found async for found in bucket.objects("")] == []
 

@@ -13,6 +13,7 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from integration.gateway.peer import MemoryLeasing
+from stoker.checkpoints.directory import DirectoryStore
 from stoker.checkpoints.registry import Registry
 from stoker.config import Settings
 from stoker.gateway.app import create_app
@@ -28,7 +29,7 @@ async def app(tmp_path: Path) -> AsyncIterator[Starlette]:
     catalog = Catalog(store)
     yield create_app(
         catalog=catalog,
-        registry=Registry(tmp_path, catalog),
+        registry=Registry(tmp_path, catalog, DirectoryStore(tmp_path / "checkpoints")),
         leasing=MemoryLeasing(),
         settings=Settings(home=tmp_path),
     )

@@ -13,10 +13,12 @@ import torch
 from blake3 import blake3
 from safetensors.torch import save_file
 
+from stoker.checkpoints.directory import DirectoryStore
 from stoker.checkpoints.files import FileSpec, Kind
 from stoker.checkpoints.registry import Registry
 from stoker.checkpoints.staging import Upload
-from stoker.domain import Artifact
+from stoker.checkpoints.store import InPlace
+from stoker.domain import Artifact, Digest
 from stoker.store.catalog import Catalog
 from stoker.store.memory import MemoryStore
 
@@ -74,6 +76,11 @@ async def stream(data: bytes, piece_bytes: int = 10_000) -> AsyncIterator[bytes]
         yield data[begin : begin + piece_bytes]
 
 
+def registry_in(home: Path, catalog: Catalog) -> Registry:
+    """As the embedded platform has it."""
+    return Registry(home, catalog, DirectoryStore(home / "checkpoints"))
+
+
 @dataclass
 class Pusher:
     """A client of a registry in the same process."""
@@ -96,6 +103,17 @@ class Pusher:
         assert isinstance(upload, Upload)
         await self.send(folder, upload)
         return upload
+
+    def path(self, artifact: Artifact) -> Path:
+        """Where the artifact's files are, whatever they are."""
+        assert isinstance(self.registry.store, DirectoryStore)
+        return self.registry.store.path(artifact.digest)
+
+    async def folder(self, digest: Digest) -> Path:
+        """Where whoever loads the artifact finds its verified files."""
+        location = await self.registry.store.locate(digest)
+        assert isinstance(location, InPlace)
+        return location.path
 
     async def commit(self, upload: Upload, name: str | None = None) -> Artifact:
         return await self.registry.commit(
@@ -124,7 +142,7 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def pusher(home: Path, catalog: Catalog) -> Pusher:
-    registry = Registry(home, catalog)
+    registry = registry_in(home, catalog)
     await registry.recover()
     return Pusher(registry, [])
 
@@ -158,7 +176,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 async def small_pusher(small_disk: Path, catalog: Catalog) -> Pusher:
-    return Pusher(Registry(small_disk, catalog), [])
+    return Pusher(registry_in(small_disk, catalog), [])
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+from stoker.checkpoints.directory import DirectoryStore
 from stoker.checkpoints.registry import Registry
 from stoker.domain import Artifact
 from stoker.store.base import Store
@@ -64,7 +65,7 @@ class WatchedCatalog(Catalog):
 
 async def main(home: Path, upload_id: str, name: str | None, steps: Steps) -> None:
     store = await SqliteStore.open(home / "stoker.db")
-    registry = Registry(home, WatchedCatalog(store, steps))
+    registry = Registry(home, WatchedCatalog(store, steps), DirectoryStore(home / "checkpoints"))
     steps.armed = True
     await registry.commit(upload_id, name, lambda *_: steps.take())
     steps.take()

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import pytest
 
 import stoker_loader
+from stoker.checkpoints.directory import DirectoryStore
 from stoker.checkpoints.files import Kind
 from stoker.checkpoints.registry import Recovery, Registry
 from stoker.checkpoints.staging import STALE_UPLOAD_S, Upload
@@ -52,7 +53,7 @@ async def restarted(home: Path, push: Any) -> AsyncIterator[tuple[Any, Catalog, 
     """The platform's part in this, started again after a crash."""
     store = await SqliteStore.open(home / "stoker.db")
     catalog = Catalog(store)
-    registry = Registry(home, catalog)
+    registry = Registry(home, catalog, DirectoryStore(home / "checkpoints"))
     recovery = await registry.recover()
     yield push(registry), catalog, recovery
     await store.close()
@@ -103,7 +104,7 @@ async def test_a_commit_killed_at_any_step_is_whole_or_not_there(
                 await client.send(folder, again)
                 again = await client.commit(again, name)
             assert isinstance(again, Artifact)
-            path = await client.registry.ensure_verified(again.digest)
+            path = await client.folder(again.digest)
             stoker_loader.verify(path, again.digest)
             if name:
                 assert (await client.registry.resolve(f"store://{name}")).digest == again.digest
@@ -130,9 +131,7 @@ async def test_what_the_catalog_was_not_told_of_before_a_crash_is_adopted(
         assert recovery.missing == ()
         (artifact,) = await catalog.artifacts()
         assert (artifact.digest, artifact.name) == (f"blake3:{digest}", name)
-        stoker_loader.verify(
-            await client.registry.ensure_verified(artifact.digest), artifact.digest
-        )
+        stoker_loader.verify(await client.folder(artifact.digest), artifact.digest)
         # Whoever pushed it gets it without sending anything again.
         assert await client.begin(folder, kind) == artifact
     async with restarted(home, push) as (_, _, recovery):
@@ -143,7 +142,7 @@ async def test_an_upload_that_nobody_touched_for_long_is_given_up(
     checkpoint: Path, sources: Path, home: Path, catalog: Catalog, push: Any
 ) -> None:
     now = 1_000_000.0
-    client = push(Registry(home, catalog, now=lambda: now))
+    client = push(Registry(home, catalog, DirectoryStore(home / "checkpoints"), now=lambda: now))
     old = await client.uploaded(checkpoint)
     now += STALE_UPLOAD_S - 1
     fresh = await client.uploaded(sources, Kind.SOURCE)
@@ -157,8 +156,8 @@ async def test_a_damaged_record_means_that_the_folder_has_to_be_pushed_again(
     pusher: Any, checkpoint: Path, home: Path
 ) -> None:
     artifact = await pusher.push(checkpoint, "small")
-    record = pusher.registry.path(artifact.digest).with_suffix(".json")
+    record = pusher.path(artifact).with_suffix(".json")
     record.write_text(record.read_text()[:-20])
     assert (await pusher.registry.recover()).missing == (artifact.digest,)
     assert (await pusher.push(checkpoint, "small")).digest == artifact.digest
-    await pusher.registry.ensure_verified(artifact.digest)
+    await pusher.folder(artifact.digest)

@@ -80,7 +80,7 @@ async def test_a_push_over_http(
         "small",
         {"digest", "size_bytes", "name", "source_digest", "created_at"},
     )
-    path = await pusher.registry.ensure_verified(artifact["digest"])
+    path = await pusher.folder(artifact["digest"])
     assert stoker_loader.digest(path).root == artifact["digest"]
 
     assert (await http.get("/v1/checkpoints")).json() == {"checkpoints": [artifact]}
@@ -97,7 +97,7 @@ async def test_sources_over_http_with_folders(
     upload_id = await upload(http, sources, offer(sources, "source"))
     committed = await http.post(f"/v1/uploads/{upload_id}/commit", json={"name": None})
     artifact = json.loads(committed.text.splitlines()[-1])["artifact"]
-    path = await pusher.registry.ensure_verified(artifact["digest"])
+    path = await pusher.folder(artifact["digest"])
     assert (path / "lib" / "helper.py").read_text() == "ANSWER = 42\n"
 
 
@@ -251,4 +251,4 @@ async def test_a_client_that_leaves_in_the_middle_of_a_commit_can_commit_again(
         assert begun.json()["missing"] == []
         await http.post(f"/v1/uploads/{upload_id}/commit", json={"name": "small"})
     artifact = (await http.get("/v1/checkpoints/small")).json()
-    await pusher.registry.ensure_verified(artifact["digest"])
+    await pusher.folder(artifact["digest"])

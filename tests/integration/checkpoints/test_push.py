@@ -32,8 +32,8 @@ async def test_a_pushed_checkpoint_is_laid_out_named_and_verified(
     pusher: Any, checkpoint: Path, home: Path
 ) -> None:
     artifact = await pusher.push(checkpoint, "small")
-    path = await pusher.registry.ensure_verified(artifact.digest)
-    assert path == pusher.registry.path(artifact.digest)
+    path = await pusher.folder(artifact.digest)
+    assert path == pusher.path(artifact)
     assert path == home / "checkpoints" / artifact.digest.removeprefix("blake3:")
     assert stoker_loader.digest(path).root == artifact.digest
     assert artifact.size_bytes == sum(f.stat().st_size for f in path.iterdir())
@@ -63,7 +63,7 @@ async def test_shards_are_merged_into_one_file(
     pusher: Any, checkpoint: Path, tmp_path: Path, write_shards: Any
 ) -> None:
     sharded = await pusher.push(write_shards(tmp_path / "shards"), "sharded")
-    path = await pusher.registry.ensure_verified(sharded.digest)
+    path = await pusher.folder(sharded.digest)
     names = ["config.json", "model.safetensors", "model.stx"]
     assert sorted(file.name for file in path.iterdir()) == names
     # The same weights from one file are the same checkpoint.
@@ -101,7 +101,7 @@ async def test_an_interrupted_push_goes_on_where_it_ended(pusher: Any, checkpoin
 
 async def test_sources_are_kept_as_they_are(pusher: Any, sources: Path) -> None:
     artifact = await pusher.push(sources, kind=Kind.SOURCE)
-    path = await pusher.registry.ensure_verified(artifact.digest)
+    path = await pusher.folder(artifact.digest)
     kept = {
         file.relative_to(path).as_posix(): file.read_text()
         for file in path.rglob("*")
@@ -136,7 +136,7 @@ async def test_what_was_never_pushed_names_the_next_step(pusher: Any, checkpoint
     with pytest.raises(CheckpointNotFound, match="stoker push DIR NAME"):
         await pusher.registry.resolve(f"blake3:{HEX}")
     with pytest.raises(CheckpointNotFound, match="stoker push DIR NAME"):
-        await pusher.registry.ensure_verified(f"blake3:{HEX}")
+        await pusher.folder(f"blake3:{HEX}")
 
 
 # --- at the same time -----------------------------------------------------------------------
@@ -178,7 +178,7 @@ async def test_a_cancelled_commit_can_be_done_again(pusher: Any, checkpoint: Pat
         await committing
     again = await pusher.begin(checkpoint)
     artifact = again if isinstance(again, Artifact) else await pusher.commit(again, "small")
-    assert stoker_loader.digest(pusher.registry.path(artifact.digest)).root == artifact.digest
+    assert stoker_loader.digest(pusher.path(artifact)).root == artifact.digest
 
 
 async def bytes_of(data: bytes) -> AsyncIterator[bytes]:

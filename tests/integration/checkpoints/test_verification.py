@@ -18,7 +18,7 @@ from stoker.errors import (
 
 
 def weights_of(pusher: Any, artifact: Artifact) -> Path:
-    path: Path = pusher.registry.path(artifact.digest) / "model.safetensors"
+    path: Path = pusher.path(artifact) / "model.safetensors"
     return path
 
 
@@ -33,13 +33,13 @@ async def test_a_flipped_bit_is_found_and_named(pusher: Any, checkpoint: Path) -
     with pytest.raises(
         CheckpointInvalid, match=r"model\.safetensors: chunk 0 is corrupt"
     ) as caught:
-        await pusher.registry.ensure_verified(artifact.digest)
+        await pusher.folder(artifact.digest)
     assert caught.value.details["reason"] == "chunk_mismatch"
     assert (caught.value.details["file"], caught.value.details["chunk"]) == ("model.safetensors", 0)
     # Pushing the same files again heals it.
     assert isinstance(await pusher.begin(checkpoint), Upload)
     assert (await pusher.push(checkpoint, "small")).digest == artifact.digest
-    await pusher.registry.ensure_verified(artifact.digest)
+    await pusher.folder(artifact.digest)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ async def test_every_change_to_a_folder_is_found(
     artifact = await pusher.push(checkpoint, "small")
     spoil(weights_of(pusher, artifact))
     with pytest.raises(CheckpointInvalid) as caught:
-        await pusher.registry.ensure_verified(artifact.digest)
+        await pusher.folder(artifact.digest)
     assert caught.value.details["reason"] == reason
 
 
@@ -65,15 +65,15 @@ async def test_a_copy_with_the_right_bytes_is_read_once_and_then_known(
     pusher: Any, checkpoint: Path, tmp_path: Path
 ) -> None:
     artifact = await pusher.push(checkpoint, "small")
-    path = pusher.registry.path(artifact.digest)
+    path = pusher.path(artifact)
     record = path.with_suffix(".json")
     before = record.read_bytes()
-    await pusher.registry.ensure_verified(artifact.digest)
+    await pusher.folder(artifact.digest)
     assert record.read_bytes() == before
     shutil.copytree(path, tmp_path / "copy")
     shutil.rmtree(path)
     shutil.move(tmp_path / "copy", path)
-    await pusher.registry.ensure_verified(artifact.digest)
+    await pusher.folder(artifact.digest)
     assert record.read_bytes() != before
 
 
@@ -89,8 +89,8 @@ async def test_a_folder_that_was_removed_is_said_and_can_be_pushed_again(
     pusher: Any, checkpoint: Path
 ) -> None:
     artifact = await pusher.push(checkpoint, "small")
-    shutil.rmtree(pusher.registry.path(artifact.digest))
+    shutil.rmtree(pusher.path(artifact))
     with pytest.raises(CheckpointNotFound, match="push them again"):
-        await pusher.registry.ensure_verified(artifact.digest)
+        await pusher.folder(artifact.digest)
     assert (await pusher.registry.recover()).missing == (artifact.digest,)
     assert (await pusher.push(checkpoint, "small")).digest == artifact.digest

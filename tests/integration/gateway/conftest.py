@@ -14,6 +14,7 @@ import openai
 import pytest
 
 from integration.gateway.peer import MemoryLeasing, Peer
+from stoker.checkpoints.directory import DirectoryStore
 from stoker.checkpoints.registry import Registry
 from stoker.config import Settings
 from stoker.domain import Artifact, Digest, EngineName, FunctionName, Revision, RuntimeSpec
@@ -77,7 +78,9 @@ async def platform_over(sockets: Path, **options: object) -> AsyncIterator[Platf
     instances = Instances(lambda: set(leasing.peers))
     app = create_app(
         catalog=catalog,
-        registry=Registry(sockets / "home", catalog),
+        registry=Registry(
+            sockets / "home", catalog, DirectoryStore(sockets / "home" / "checkpoints")
+        ),
         leasing=leasing,
         settings=Settings(home=sockets, max_body_bytes=MAX_BODY_BYTES),
         instances=instances,
