@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 from boto3.session import Session
 from botocore.config import Config
 
-from stoker.checkpoints.bucket_errors import bucket_errors
+from stoker.checkpoints.bucket_errors import StoreRefused, bucket_errors
 from stoker.checkpoints.waiting import to_the_end
 from stoker.errors import BadRequest, PayloadTooLarge
 
@@ -154,11 +154,11 @@ class Bucket:
         )
 
     async def delete(self, keys: Iterable[str]) -> None:
-        """Removes objects; absent ones are fine."""
+        """Removes objects; absent ones are fine. Raises StoreRefused if one of them stays."""
         left = [self.full(key) for key in keys]
         while left:
             batch, left = left[:MAX_KEYS_A_DELETE], left[MAX_KEYS_A_DELETE:]
-            await self.call(
+            answer = await self.call(
                 batch[0],
                 partial(
                     self.client.delete_objects,
@@ -166,6 +166,12 @@ class Bucket:
                     Delete={"Objects": [{"Key": key} for key in batch], "Quiet": True},
                 ),
             )
+            for stays in answer.get("Errors", ()):  # within an answer that is none itself
+                raise StoreRefused(
+                    f"{stays['Key']} cannot be deleted from bucket {self.name!r}:"
+                    f" {stays.get('Message') or stays.get('Code')}",
+                    details={"bucket": self.name, "key": stays["Key"]},
+                )
 
     def url(self, stored: StoredObject, expires_s: int) -> str:
         """Where an object can be read without credentials until `expires_s` from now."""

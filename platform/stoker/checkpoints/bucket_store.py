@@ -8,6 +8,8 @@ The record is written last: without it there is nothing, and it is what `put` fi
 
 from __future__ import annotations
 
+import logging
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -32,7 +34,7 @@ from stoker.store.disk import disk_errors
 FOLDER = "checkpoints/"
 RECORD = ".json"
 VERSION = 1
-MAX_RECORD_BYTES = 64 << 20  # some 500 TB of weights
+MAX_RECORD_BYTES = 64 << 20  # some 16 TB of weights
 SIGNED_FOR_S = 3600
 
 
@@ -45,6 +47,15 @@ class _Record:
 
 
 _RECORD = TypeAdapter(_Record)
+_RECORD_KEY = re.compile(rf"{FOLDER}([0-9a-f]{{64}})\{RECORD}")
+
+log = logging.getLogger(__name__)
+
+
+class RecordDamaged(StoreUnusable):
+    """A record that is none: what it was about has to be pushed again."""
+
+    code = "record_damaged"
 
 
 class BucketStore:
@@ -67,9 +78,15 @@ class BucketStore:
 
     async def contents(self) -> AsyncIterator[Content]:
         async for found in self._bucket.objects(FOLDER, below=False):
-            name = found.key.removeprefix(FOLDER)
-            if name.endswith(RECORD):
-                yield await self.content(Digest(f"blake3:{name.removesuffix(RECORD)}"))
+            match = _RECORD_KEY.fullmatch(found.key)
+            if match is None:
+                continue  # somebody else's
+            try:
+                yield await self.content(Digest(f"blake3:{match[1]}"))
+            except CheckpointNotFound:
+                continue  # deleted meanwhile
+            except RecordDamaged as error:
+                log.warning("%s", error.message)
 
     async def locate(self, digest: Digest) -> Signed:
         record = await self._record(digest)
@@ -87,7 +104,14 @@ class BucketStore:
         total_bytes = sum(file.size_bytes for file in record.digest.files)
         done_bytes = 0
         for file in record.digest.files:
-            async for number, found in self._chunks(file.name, record.objects[file.name]):
+            stored = record.objects[file.name]
+            if stored.size_bytes != file.size_bytes:
+                raise CheckpointInvalid(
+                    f"{file.name}: {stored.size_bytes} bytes in the store, not {file.size_bytes};"
+                    " push the checkpoint again",
+                    details={"reason": "length_mismatch", "file": file.name},
+                )
+            async for number, found in self._chunks(file.name, stored):
                 if found != file.chunks[number]:
                     raise _corrupt(file.name, number)
                 done_bytes += min(CHUNK_BYTES, file.size_bytes - number * CHUNK_BYTES)
@@ -114,7 +138,7 @@ class BucketStore:
             def sent(file_bytes: int, before_bytes: int = done_bytes) -> None:
                 report(before_bytes + file_bytes, total_bytes)
 
-            key = f"{FOLDER}{_hex(content.artifact.digest)}/{file.name}"
+            key = _key(content.artifact.digest, file.name)
             objects[file.name] = await upload(self._bucket, key, folder / file.name, sent)
             done_bytes += file.size_bytes
         record = _Record(VERSION, content.artifact, content.digest, objects)
@@ -124,7 +148,7 @@ class BucketStore:
         """Whether the record is there, and every object as it was when that was written."""
         try:
             record = await self._record(digest)
-        except CheckpointNotFound:
+        except (CheckpointNotFound, RecordDamaged):
             return False
         listed = {
             found.key: found.etag
@@ -145,14 +169,20 @@ class BucketStore:
         try:
             record = _RECORD.validate_json(data)
         except ValidationError as error:
-            raise StoreUnusable(
-                f"{key} in bucket {self._bucket.name!r} is damaged: {error}"
-            ) from error
+            raise self._damaged(key) from error
         if record.version != VERSION:
             raise StoreUnusable(
                 f"{key} has version {record.version}, and this stoker reads version {VERSION}"
             )
+        if not _is_about(record, digest):
+            raise self._damaged(key)
         return record
+
+    def _damaged(self, key: str) -> RecordDamaged:
+        return RecordDamaged(
+            f"{key} in bucket {self._bucket.name!r} is no record of a checkpoint; push it again",
+            details={"bucket": self._bucket.name, "key": key},
+        )
 
     async def _chunks(self, path: str, stored: StoredObject) -> AsyncIterator[tuple[int, str]]:
         """The digests of a file's chunks, as the store's bytes have them now."""
@@ -175,6 +205,22 @@ class BucketStore:
 
 def _hex(digest: Digest) -> str:
     return digest.removeprefix("blake3:")
+
+
+def _key(digest: Digest, path: str) -> str:
+    return f"{FOLDER}{_hex(digest)}/{path}"
+
+
+def _is_about(record: _Record, digest: Digest) -> bool:
+    """Whether a record, which anyone may have written who may write to the bucket, speaks of this
+    artifact's own objects and of no others."""
+    names = [file.name for file in record.digest.files]
+    return (
+        record.artifact.digest == record.digest.root == digest
+        and sorted(names) == sorted(record.objects)
+        and all(part not in {"", ".", ".."} for name in names for part in name.split("/"))
+        and all(stored.key == _key(digest, path) for path, stored in record.objects.items())
+    )
 
 
 def _record_key(digest: Digest) -> str:

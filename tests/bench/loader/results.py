@@ -55,7 +55,8 @@ def usable_s(outcomes: list[Outcome]) -> list[float]:
 
 def left_for_later_s(outcome: Outcome) -> float:
     """What the first pass over the pages costs for those that were not mapped. A pass without page
-    faults found them all mapped: what it took longer than another one is the machine's noise."""
+    faults found them all mapped, and the host had backed them, since the child read the files
+    before: what it took longer than another one is the machine's noise."""
     pages = outcome.tensor_bytes / PAGE_BYTES
     if outcome.touch_faults <= MAX_FAULT_SHARE * pages:
         return 0.0

@@ -123,7 +123,10 @@ def _cold(contest: Contest, results: Results, checkpoint: str) -> Stage:
         left_s = deadline - time.monotonic()
         if close and left_s > 0:
             again = {name: calls[name] for name in (*close, OURS, *reads)}
-            take(contest.rounds("cold once more", checkpoint, again, left_s))
+            found = contest.rounds("cold once more", checkpoint, again, left_s)
+            take(found)
+            for failed in again.keys() - found.keys():
+                del outcomes[failed]  # it has no figure, as its note says
         results.cold[checkpoint] = outcomes
         if limit:
             results.limit[checkpoint] = limit

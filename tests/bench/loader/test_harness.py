@@ -97,13 +97,15 @@ def test_pages_that_were_sent_over_the_network_can_be_evicted(store: Store) -> N
             sending = threading.Thread(target=send, args=(path, listening, allowed[0]))
             sending.start()
             os.sched_setaffinity(0, {allowed[-1]})
+            received_bytes = 0
             try:
                 with socket.create_connection(listening.getsockname()) as client:
-                    while client.recv(1 << 20):
-                        pass
+                    while piece := client.recv(1 << 20):
+                        received_bytes += len(piece)
             finally:
                 os.sched_setaffinity(0, allowed)
             sending.join()
+            assert received_bytes == path.stat().st_size
         assert evict(path.parent) <= MAX_COLD_SHARE
 
 

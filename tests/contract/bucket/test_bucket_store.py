@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import stoker_loader
 from stoker.checkpoints.bucket import Bucket
 from stoker.checkpoints.bucket_store import BucketStore
+from stoker.checkpoints.faults import CHUNK_BYTES
 from stoker.checkpoints.multipart import PART_BYTES
 from stoker.checkpoints.store import Content
 from stoker.domain import Artifact, Digest
-from stoker.errors import CheckpointNotFound
+from stoker.errors import CheckpointInvalid, CheckpointNotFound
 from stoker.store.base import StoreUnusable
 
 PARTS = 3
@@ -26,12 +30,35 @@ def ignore(done_bytes: int, total_bytes: int) -> None:
     """A report that nobody reads."""
 
 
-@pytest.fixture
-def made(tmp_path: Path) -> tuple[Path, Content]:
-    folder = tmp_path / "made"
+def fill(folder: Path) -> Path:
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     (folder / "weights").write_bytes(bytes(PARTS * PART_BYTES))
+    return folder
+
+
+def _steal(record: Any) -> None:
+    record["objects"]["config.json"]["key"] = "checkpoints/of/another"
+
+
+def _climb(record: Any) -> None:
+    record["digest"]["files"][0]["name"] = "../config.json"
+    record["objects"]["../config.json"] = record["objects"].pop("config.json")
+
+
+SPOILT: list[Callable[[Any], object]] = [
+    lambda record: record.clear(),
+    lambda record: record["objects"].clear(),
+    lambda record: record["digest"].update(root="blake3:" + "0" * 64),
+    lambda record: record["artifact"].update(digest="blake3:" + "0" * 64),
+    _steal,
+    _climb,
+]
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> tuple[Path, Content]:
+    folder = fill(tmp_path / "made")
     digest = stoker_loader.digest(folder)
     return folder, Content(Artifact(Digest(digest.root), 2 + PARTS * PART_BYTES), digest)
 
@@ -62,13 +89,75 @@ async def test_what_is_there_in_part_is_not_there(
     await store.verify(content.artifact.digest, ignore)
 
 
-async def test_a_damaged_record_is_named_and_never_believed(
+async def test_a_damaged_record_is_named_never_believed_and_healed(
+    bucket: Bucket, made: tuple[Path, Content], tmp_path: Path
+) -> None:
+    folder, content = made
+    store = BucketStore(bucket)
+    await store.put(folder, content, ignore)
+    (record,) = [o.key async for o in bucket.objects("checkpoints/") if o.key.count("/") == 1]
+    written = json.loads(await bucket.get(record, 10_000))
+    for spoil in SPOILT:
+        spoilt = json.loads(json.dumps(written))
+        spoil(spoilt)
+        await bucket.put(record, json.dumps(spoilt).encode())
+        for reading in (store.content, store.locate, store.delete):
+            with pytest.raises(StoreUnusable, match=record):
+                await reading(content.artifact.digest)
+    await bucket.put("checkpoints/notes.json", b"somebody else's")
+    assert [found async for found in store.contents()] == []
+    folder = fill(tmp_path / "again")
+    await store.put(folder, content, ignore)
+    assert [found async for found in store.contents()] == [content]
+    await store.verify(content.artifact.digest, ignore)
+
+
+async def test_a_record_of_another_version_is_left_alone(
     bucket: Bucket, made: tuple[Path, Content]
 ) -> None:
     folder, content = made
     store = BucketStore(bucket)
     await store.put(folder, content, ignore)
     (record,) = [o.key async for o in bucket.objects("checkpoints/") if o.key.count("/") == 1]
-    await bucket.put(record, b"{}")
-    with pytest.raises(StoreUnusable, match=record):
-        await store.content(content.artifact.digest)
+    newer = json.loads(await bucket.get(record, 10_000)) | {"version": 2}
+    await bucket.put(record, json.dumps(newer).encode())
+    with pytest.raises(StoreUnusable, match="version 2, and this stoker reads version 1"):
+        await store.put(fill(folder), content, ignore)
+
+
+async def test_an_object_of_another_length_is_no_copy(
+    bucket: Bucket, made: tuple[Path, Content]
+) -> None:
+    """Recorded as it is, by whoever wrote the record."""
+    folder, content = made
+    store = BucketStore(bucket)
+    await store.put(folder, content, ignore)
+    (record,) = [o.key async for o in bucket.objects("checkpoints/") if o.key.count("/") == 1]
+    written = json.loads(await bucket.get(record, 10_000))
+    short = written["objects"]["weights"]
+    await bucket.put(short["key"], b"short")
+    found = await bucket.find(short["key"])
+    short.update(size_bytes=found.size_bytes, etag=found.etag)
+    await bucket.put(record, json.dumps(written).encode())
+    with pytest.raises(CheckpointInvalid, match="weights: 5 bytes in the store"):
+        await store.verify(content.artifact.digest, ignore)
+
+
+async def test_a_chunk_that_rotted_under_its_etag_is_named(
+    bucket: Bucket, made: tuple[Path, Content]
+) -> None:
+    """As if under it: the record is told of the other bytes' ETag."""
+    folder, content = made
+    store = BucketStore(bucket)
+    await store.put(folder, content, ignore)
+    (record,) = [o.key async for o in bucket.objects("checkpoints/") if o.key.count("/") == 1]
+    written = json.loads(await bucket.get(record, 10_000))
+    rotten = written["objects"]["weights"]
+    data = bytearray(PARTS * PART_BYTES)
+    data[3 * CHUNK_BYTES + 1] = 1
+    await bucket.put(rotten["key"], bytes(data))
+    rotten["etag"] = (await bucket.find(rotten["key"])).etag
+    await bucket.put(record, json.dumps(written).encode())
+    with pytest.raises(CheckpointInvalid, match="weights: chunk 3 is corrupt") as caught:
+        await store.verify(content.artifact.digest, ignore)
+    assert caught.value.details == {"reason": "chunk_mismatch", "file": "weights", "chunk": 3}
