@@ -11,7 +11,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
@@ -110,7 +109,7 @@ class Bucket:
             key=key,
             size_bytes=found["ContentLength"],
             etag=found["ETag"].strip('"'),
-            modified_at=_unix(found["LastModified"]),
+            modified_at=found["LastModified"].timestamp(),
             version=found.get("VersionId"),
         )
 
@@ -222,7 +221,3 @@ def _config(addressing: Literal["auto", "path"]) -> Config:
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
-
-
-def _unix(moment: datetime) -> float:
-    return moment.timestamp()

@@ -130,20 +130,14 @@ class Shelf:
             remove_tree(self.path(record.artifact.digest))  # from here on it is not there
             remove_tree(self._record_path(digest))
 
-    def sweep(self) -> list[Record]:
+    def sweep(self) -> None:
         """After a start: removes what a crash left half-made or half-removed, records without a
-        folder among it; gives the records of the folders that are there."""
-        found = []
+        folder among it."""
         with disk_errors(self.root):
             for path in sorted(self.root.iterdir()) if self.root.is_dir() else []:
-                if path.name.startswith((".", GONE_PREFIX)):
+                half_made = path.name.startswith((".", GONE_PREFIX))
+                if half_made or (path.suffix == ".json" and not path.with_suffix("").is_dir()):
                     remove_tree(path)
-                elif path.suffix == ".json":
-                    if not path.with_suffix("").is_dir():
-                        remove_tree(path)
-                    elif (record := read_record(path)) is not None:
-                        found.append(record)
-        return found
 
     def _write(self, record: Record) -> None:
         write_record(self._record_path(record.artifact.digest), record)

@@ -37,6 +37,12 @@ def fill(folder: Path) -> Path:
     return folder
 
 
+async def recorded(bucket: Bucket) -> tuple[str, Any]:
+    """The key of the only record, and what it says."""
+    (key,) = [o.key async for o in bucket.objects("checkpoints/", below=False)]
+    return key, json.loads(await bucket.get(key, 10_000))
+
+
 def _steal(record: Any) -> None:
     record["objects"]["config.json"]["key"] = "checkpoints/of/another"
 
@@ -95,8 +101,7 @@ async def test_a_damaged_record_is_named_never_believed_and_healed(
     folder, content = made
     store = BucketStore(bucket)
     await store.put(folder, content, ignore)
-    (record,) = [o.key async for o in bucket.objects("checkpoints/") if o.key.count("/") == 1]
-    written = json.loads(await bucket.get(record, 10_000))
+    record, written = await recorded(bucket)
     for spoil in SPOILT:
         spoilt = json.loads(json.dumps(written))
         spoil(spoilt)
@@ -118,9 +123,8 @@ async def test_a_record_of_another_version_is_left_alone(
     folder, content = made
     store = BucketStore(bucket)
     await store.put(folder, content, ignore)
-    (record,) = [o.key async for o in bucket.objects("checkpoints/") if o.key.count("/") == 1]
-    newer = json.loads(await bucket.get(record, 10_000)) | {"version": 2}
-    await bucket.put(record, json.dumps(newer).encode())
+    record, written = await recorded(bucket)
+    await bucket.put(record, json.dumps(written | {"version": 2}).encode())
     with pytest.raises(StoreUnusable, match="version 2, and this stoker reads version 1"):
         await store.put(fill(folder), content, ignore)
 
@@ -132,8 +136,7 @@ async def test_an_object_of_another_length_is_no_copy(
     folder, content = made
     store = BucketStore(bucket)
     await store.put(folder, content, ignore)
-    (record,) = [o.key async for o in bucket.objects("checkpoints/") if o.key.count("/") == 1]
-    written = json.loads(await bucket.get(record, 10_000))
+    record, written = await recorded(bucket)
     short = written["objects"]["weights"]
     await bucket.put(short["key"], b"short")
     found = await bucket.find(short["key"])
@@ -150,8 +153,7 @@ async def test_a_chunk_that_rotted_under_its_etag_is_named(
     folder, content = made
     store = BucketStore(bucket)
     await store.put(folder, content, ignore)
-    (record,) = [o.key async for o in bucket.objects("checkpoints/") if o.key.count("/") == 1]
-    written = json.loads(await bucket.get(record, 10_000))
+    record, written = await recorded(bucket)
     rotten = written["objects"]["weights"]
     data = bytearray(PARTS * PART_BYTES)
     data[3 * CHUNK_BYTES + 1] = 1
