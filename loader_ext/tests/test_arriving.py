@@ -114,6 +114,20 @@ def test_a_tensor_is_usable_before_the_others_come(
     assert target.read_bytes() == BODY
 
 
+def test_who_opens_by_name_waits_for_the_name(
+    store: ObjectStore, target: Path, threads: ThreadPoolExecutor, begin: Begin
+) -> None:
+    fetching = begin(store, target, 3)
+    waiting = threads.submit(sl.wait_complete, target)
+    assert not waiting.done()
+    assert not target.exists()
+    fetching.go_on()
+    waiting.result(30)
+    assert target.exists()
+    sl.wait_complete(target)
+    fetching.result.result(30)
+
+
 @pytest.mark.parametrize("source", ["auto", "direct", "pread"])
 def test_a_load_runs_along_with_the_fetch(
     store: ObjectStore, target: Path, begin: Begin, source: SourceName

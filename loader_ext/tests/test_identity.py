@@ -74,6 +74,16 @@ def test_what_is_no_digest(decoder: tuple[Path, dict], text: str) -> None:
 
 def test_a_digest_that_contradicts_itself(decoder: tuple[Path, dict]) -> None:
     found = sl.digest(decoder[0])
+    found.check()
+    first, *others = found.files
+    renamed = dataclasses.replace(first, name="another")
+    for forged in (
+        dataclasses.replace(found, root="blake3:" + "0" * 64),
+        dataclasses.replace(found, files=(renamed, *others)),
+        dataclasses.replace(found, files=tuple(others)),
+    ):
+        with pytest.raises(errors.RootMismatchError):
+            forged.check()
     forged = dataclasses.replace(found, root="blake3:" + "0" * 64)
     with pytest.raises(errors.RootMismatchError):
         sl.verify(decoder[0], forged)

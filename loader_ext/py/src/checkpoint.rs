@@ -151,6 +151,18 @@ impl NativeCheckpoint {
         Ok(())
     }
 
+    /// Waits until every file stands complete at its name.
+    #[pyo3(signature = (callback=None))]
+    fn settle(&self, py: Python<'_>, callback: Callback) -> PyResult<()> {
+        let arriving = self.checkpoint.shards.iter().filter_map(|shard| shard.arriving.as_ref());
+        progress::run(py, &callback, |watch| {
+            for Arriving { arrival, patience } in arriving {
+                arrival.wait_complete(*patience, &mut || watch(0, 0))?;
+            }
+            Ok(())
+        })
+    }
+
     /// `(bytes, seconds)` of what was compared with digests so far.
     fn verified(&self) -> (u64, f64) {
         let verifications = self.checkpoint.shards.iter().filter_map(|s| s.verification.as_ref());

@@ -35,6 +35,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(files::digest, module)?)?;
     module.add_function(wrap_pyfunction!(files::verify, module)?)?;
     module.add_function(wrap_pyfunction!(files::verify_root, module)?)?;
+    module.add_function(wrap_pyfunction!(files::check_digest, module)?)?;
     module.add_function(wrap_pyfunction!(files::sidecar_digest, module)?)?;
     module.add_function(wrap_pyfunction!(files::layout, module)?)?;
     module.add_function(wrap_pyfunction!(fetching::fetch, module)?)?;

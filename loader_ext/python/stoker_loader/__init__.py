@@ -9,7 +9,7 @@ from stoker_loader.faults import explain_bus_errors
 from stoker_loader.fetching import Fetched, FetchLimits, FetchStats, Source, fetch
 from stoker_loader.identity import Digest, FileDigest, digest, sidecar_digest, verify
 from stoker_loader.modules import Assigned
-from stoker_loader.opening import load_file, open_arriving
+from stoker_loader.opening import load_file, open_arriving, wait_complete
 from stoker_loader.opening import open_checkpoint as open  # noqa: A004 - what users type
 from stoker_loader.page_cache import Residency, evict, prefetch, residency
 from stoker_loader.pinning import Pin, pin, unpin
@@ -52,4 +52,5 @@ __all__ = [
     "sidecar_digest",
     "unpin",
     "verify",
+    "wait_complete",
 ]

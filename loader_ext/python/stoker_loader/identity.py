@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from stoker_loader import _native
+from stoker_loader.errors import DigestInvalidError
 from stoker_loader.page_cache import Progress
 
 
@@ -25,6 +26,16 @@ class Digest:
 
     root: str
     files: tuple[FileDigest, ...]
+
+    def check(self) -> None:
+        """Return only if `root` is that of `files`; reads nothing. For digests from elsewhere.
+
+        Raises RootMismatchError, DigestInvalidError.
+        """
+        try:
+            _native.check_digest((self.root, files_to_native(self.files)))
+        except OverflowError as error:
+            raise DigestInvalidError(f"a file's length is none: {error}") from error
 
 
 Verify = bool | Digest | FileDigest

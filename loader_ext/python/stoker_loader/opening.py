@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
 
+from stoker_loader import _native
 from stoker_loader.backends import SourceName
 from stoker_loader.checkpoint import Checkpoint
 from stoker_loader.errors import BackendUnknownError
@@ -47,6 +49,21 @@ def open_arriving(
     complete, WaitTimeoutError when nothing at all arrived for `patience_s`.
     """
     return Checkpoint(path, patience_s, progress=progress)
+
+
+def wait_complete(
+    path: str | os.PathLike[str],
+    *,
+    patience_s: float = PATIENCE_S,
+    progress: Progress | None = None,
+) -> None:
+    """Return when every safetensors file of a checkpoint on its way stands complete at its name.
+
+    For readers that cannot begin before, such as libraries that open the files themselves. Raises
+    and reports as `open_arriving`.
+    """
+    patience = timedelta(seconds=patience_s)
+    _native.Checkpoint(path, patience, False, None, progress).settle(progress)
 
 
 def load_file(

@@ -30,6 +30,19 @@ impl Arrival {
         Ok(())
     }
 
+    /// Waits until the file stands at its final name. Errors: as `wait`.
+    pub fn wait_complete(
+        &self,
+        patience: Duration,
+        watch: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
+        let mut silence = Silence::default();
+        while !self.wait_for(&|| self.is_complete(), patience, &mut silence)? {
+            watch()?;
+        }
+        Ok(())
+    }
+
     /// Waits a little, no longer than until something arrives; true if all of `chunks` are there.
     /// Errors: as `wait`, with `silence` kept by the caller between its calls.
     pub fn wait_briefly(
@@ -40,8 +53,17 @@ impl Arrival {
     ) -> Result<bool> {
         // Complete is said last of all, when the file is durable: it needs no belief in bits.
         let all = || self.is_complete() || chunks.clone().all(|chunk| self.has(chunk));
+        self.wait_for(&all, patience, silence)
+    }
+
+    fn wait_for(
+        &self,
+        there: &dyn Fn() -> bool,
+        patience: Duration,
+        silence: &mut Silence,
+    ) -> Result<bool> {
         let beat = self.load(BEAT_AT);
-        if all() {
+        if there() {
             return Ok(true);
         }
         if silence.lasts(self.head.inode, beat) >= patience {
@@ -50,7 +72,7 @@ impl Arrival {
         futex_wait(self.number(BEAT_AT), beat, WAIT_SLICE);
         let written = is_locked(&self.file);
         // Looked at after the lock: what came before the writer left counts all the same.
-        match all() {
+        match there() {
             true => Ok(true),
             false if written => Ok(false),
             false => Err(Error::new(&self.path, Kind::FetchAbandoned)),

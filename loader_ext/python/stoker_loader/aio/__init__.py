@@ -12,6 +12,7 @@ from stoker_loader.aio.files import (
     prefetch,
     residency,
     verify,
+    wait_complete,
 )
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "prefetch",
     "residency",
     "verify",
+    "wait_complete",
 ]

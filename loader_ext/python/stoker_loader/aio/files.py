@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from stoker_loader import alignment, converting, fetching, identity, page_cache, pinning
+from stoker_loader import alignment, converting, fetching, identity, opening, page_cache, pinning
 from stoker_loader.aio.threads import in_thread
 from stoker_loader.alignment import LayoutReport
 from stoker_loader.converting import ConvertDtype, ConvertProgress, ConvertReport
 from stoker_loader.fetching import Fetched, FetchLimits, Source
 from stoker_loader.identity import Digest, FileDigest
+from stoker_loader.opening import PATIENCE_S
 from stoker_loader.page_cache import Progress, Residency
 from stoker_loader.pinning import Pin
 
@@ -94,4 +95,16 @@ async def fetch(
             sources, destination, expected=expected, limits=limits, progress=watch
         ),
         progress,
+    )
+
+
+async def wait_complete(
+    path: str | os.PathLike[str],
+    *,
+    patience_s: float = PATIENCE_S,
+    progress: Progress | None = None,
+) -> None:
+    """Return when every safetensors file of a checkpoint on its way stands complete."""
+    await in_thread(
+        lambda watch: opening.wait_complete(path, patience_s=patience_s, progress=watch), progress
     )

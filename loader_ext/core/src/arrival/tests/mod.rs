@@ -56,6 +56,21 @@ fn what_arrived_is_seen_by_others_and_kept() {
 }
 
 #[test]
+fn that_all_chunks_are_there_is_not_that_the_file_is_complete() {
+    let (_folder, path) = folder();
+    let writer = write(&path, subject(1));
+    let watcher = Arrival::watch(&path).unwrap();
+    writer.arrived(0, 9);
+    let patience = Duration::from_millis(50);
+    wait(&watcher, 0..1, patience).unwrap();
+    let waited = watcher.wait_complete(patience, &mut || Ok(())).unwrap_err();
+    assert!(matches!(waited.kind, Kind::WaitTimeout));
+    writer.complete();
+    drop(writer);
+    watcher.wait_complete(patience, &mut || Ok(())).unwrap();
+}
+
+#[test]
 fn another_subject_begins_anew_and_leaves_waiters_alone() {
     let (_folder, path) = folder();
     write(&path, subject(3)).arrived(1, 9);
