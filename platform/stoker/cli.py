@@ -7,18 +7,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from stoker.client import checkpoint_commands
+from stoker.client.options import DEFAULT_URL, Output, Url, connect, terminal
 from stoker.errors import StokerError
-
-if TYPE_CHECKING:
-    from stoker.client.http import Platform
-    from stoker.client.terminal import Terminal
-
-DEFAULT_URL = "http://127.0.0.1:7717"
 
 
 class _Commands(TyperGroup):
@@ -50,26 +46,9 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help text appears in half the time
     add_completion=True,
 )
+app.add_typer(checkpoint_commands.app, name="checkpoints")
 
-Url = Annotated[str, typer.Option("--url", envvar="STOKER_URL", help="Where the platform answers.")]
-Output = Annotated[
-    str, typer.Option("-o", "--output", metavar="text|json", help="How results are printed.")
-]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The function.")]
-
-
-def connect(url: str) -> Platform:
-    from stoker.client.http import Platform
-
-    return Platform(url)
-
-
-def terminal(output: str = "text") -> Terminal:
-    from stoker.client.terminal import Terminal
-
-    if output not in ("text", "json"):
-        raise typer.BadParameter(f"{output!r} is neither text nor json", param_hint="--output")
-    return Terminal.standard(as_json=output == "json")
 
 
 @app.command()
@@ -79,6 +58,18 @@ def up(
     ] = None,
     listen: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="[default: 127.0.0.1:7717]")
+    ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            metavar="s3://BUCKET",
+            help="Where checkpoints are kept; endpoint and credentials as for the aws command."
+            "  [default: a folder of --home]",
+        ),
+    ] = None,
+    cache_size: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Of this node's copies of them, like 200Gi."),
     ] = None,
     warm_pool: Annotated[
         int | None, typer.Option(help="Blank workers kept ready for the next start.")
@@ -91,7 +82,13 @@ def up(
     from stoker.config import load_settings
     from stoker.serve import run
 
-    flags = {"home": home, "listen": listen, "warm_pool": warm_pool}
+    flags = {
+        "home": home,
+        "listen": listen,
+        "store": store,
+        "cache_size": cache_size,
+        "warm_pool": warm_pool,
+    }
     run(load_settings(flags), ready_fd=ready_fd)
 
 

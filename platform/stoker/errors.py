@@ -10,7 +10,8 @@
     │   ├── CheckpointNotFound    nothing was pushed under this name
     │   ├── InstanceNotFound
     │   └── RequestNotFound       its timeline is not (or no longer) known
-    ├── Conflict 409              somebody else changed it first, or it is in use
+    ├── Conflict 409              somebody else changed it first
+    │   └── CheckpointInUse       a revision needs it
     ├── PayloadTooLarge 413
     ├── CheckpointInvalid 422     truncated, corrupt, or a pickle
     ├── QueueFull 429             the function holds as many requests as it may
@@ -102,6 +103,11 @@ class Conflict(StokerError):
     code = "conflict"
     type = "invalid_request_error"
     retryable = True
+
+
+class CheckpointInUse(Conflict):
+    code = "checkpoint_in_use"
+    retryable = False
 
 
 class PayloadTooLarge(StokerError):

@@ -8,20 +8,24 @@ bucket owns; a wait that is cancelled ends when its call has.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 from boto3.session import Session
 from botocore.config import Config
+from botocore.exceptions import ClientError
 
-from stoker.checkpoints.bucket_errors import StoreRefused, bucket_errors
+from stoker.checkpoints.bucket_errors import bucket_errors
+from stoker.checkpoints.store import StoreRefused
 from stoker.checkpoints.waiting import to_the_end
 from stoker.errors import BadRequest, PayloadTooLarge
 
 if TYPE_CHECKING:
+    from botocore.response import StreamingBody
     from types_boto3_s3.client import S3Client
 
 MAX_CALLS = 16  # under way at once, each with a thread and a connection
@@ -67,12 +71,14 @@ class Bucket:
     """One bucket, and what can be done with its objects; `close` ends its threads."""
 
     def __init__(self, name: BucketName, client: S3Client | None = None) -> None:
-        """Raises StoreRefused, StoreUnreachable when boto3's configuration is of no use."""
+        """A `client` that is given stays its giver's. Raises StoreRefused, StoreUnreachable when
+        boto3's configuration is of no use."""
         self.name = name.bucket
         self._prefix = name.prefix
-        self._threads = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="bucket")
         with bucket_errors(name.bucket, "its endpoint"):
             self.client = client or connect()
+        self._owns_client = client is None
+        self._threads = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="bucket")
         self.endpoint = self.client.meta.endpoint_url
 
     async def check(self) -> None:
@@ -81,7 +87,7 @@ class Bucket:
         # HeadBucket answers without a body: 404 and 403 tell no more than that.
         await self.call("", partial(self.client.list_objects_v2, Bucket=self.name, MaxKeys=1))
 
-    async def objects(self, prefix: str, *, below: bool = True) -> AsyncIterator[StoredObject]:
+    async def objects(self, prefix: str, *, below: bool = True) -> AsyncGenerator[StoredObject]:
         """All objects whose keys begin so, in the order of their keys; with `below=False` without
         those that have a further slash in theirs."""
         asked: dict[str, Any] = {"Bucket": self.name, "Prefix": self._prefix + prefix}
@@ -115,36 +121,44 @@ class Bucket:
 
     async def get(self, key: str, max_bytes: int) -> bytes:
         """A small object whole. Raises ObjectNotFound, PayloadTooLarge."""
-        found = await self.find(key)
-        if found.size_bytes > max_bytes:
-            raise PayloadTooLarge(f"{key} has {found.size_bytes} bytes, more than {max_bytes}")
-        pieces = [piece async for piece in self.read(found)]
-        return b"".join(pieces)
+
+        def work() -> bytes:
+            answer = self.client.get_object(Bucket=self.name, Key=self.full(key))
+            with closing(answer["Body"]) as body:
+                size_bytes = answer["ContentLength"]
+                if size_bytes > max_bytes:
+                    raise PayloadTooLarge(f"{key} has {size_bytes} bytes, more than {max_bytes}")
+                return body.read()
+
+        return await self.call(key, work)
 
     async def read(
         self, stored: StoredObject, begin: int = 0, size_bytes: int | None = None
-    ) -> AsyncIterator[bytes]:
-        """The bytes of an object that was looked at, from `begin` on. Raises ObjectNotFound,
-        ObjectReplaced."""
+    ) -> AsyncGenerator[bytes]:
+        """The bytes of an object that was looked at, from `begin` on; to be closed by who does not
+        read them to the end. Raises ObjectNotFound, ObjectReplaced."""
         end = stored.size_bytes if size_bytes is None else begin + size_bytes
         if begin >= end:
             return
-        answer = await self.call(
-            stored.key,
-            partial(
-                self.client.get_object,
+        opened: list[StreamingBody] = []
+
+        def get() -> StreamingBody:
+            answer = self.client.get_object(
                 Bucket=self.name,
                 Key=self.full(stored.key),
                 Range=f"bytes={begin}-{end - 1}",
                 IfMatch=f'"{stored.etag}"',
-            ),
-        )
-        body = answer["Body"]
+            )
+            opened.append(answer["Body"])
+            return answer["Body"]
+
         try:
+            body = await self.call(stored.key, get)
             while piece := await self.call(stored.key, partial(body.read, PIECE_BYTES)):
                 yield piece
         finally:
-            body.close()
+            for each in opened:  # also by a call whose wait was cancelled
+                each.close()
 
     async def put(self, key: str, data: bytes) -> None:
         """Makes or replaces a small object."""
@@ -153,27 +167,26 @@ class Bucket:
         )
 
     async def delete(self, keys: Iterable[str]) -> None:
-        """Removes objects; absent ones are fine. Raises StoreRefused if one of them stays."""
+        """Removes objects; absent ones are fine. Raises StoreRefused, StoreUnreachable if one of
+        them stays."""
         left = [self.full(key) for key in keys]
         while left:
             batch, left = left[:MAX_KEYS_A_DELETE], left[MAX_KEYS_A_DELETE:]
-            answer = await self.call(
-                batch[0],
-                partial(
-                    self.client.delete_objects,
-                    Bucket=self.name,
-                    Delete={"Objects": [{"Key": key} for key in batch], "Quiet": True},
-                ),
+            await self.call(batch[0], self._delete, batch)
+
+    def _delete(self, keys: list[str]) -> None:
+        answer = self.client.delete_objects(
+            Bucket=self.name, Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True}
+        )
+        for stays in answer.get("Errors", ()):  # within an answer that is none itself
+            said = f"{stays.get('Key')} stays: {stays.get('Message') or stays.get('Code')}"
+            raise ClientError(
+                {"Error": {"Code": stays.get("Code", ""), "Message": said}}, "DeleteObjects"
             )
-            for stays in answer.get("Errors", ()):  # within an answer that is none itself
-                raise StoreRefused(
-                    f"{stays['Key']} cannot be deleted from bucket {self.name!r}:"
-                    f" {stays.get('Message') or stays.get('Code')}",
-                    details={"bucket": self.name, "key": stays["Key"]},
-                )
 
     def url(self, stored: StoredObject, expires_s: int) -> str:
-        """Where an object can be read without credentials until `expires_s` from now."""
+        """Where an object can be read without credentials until `expires_s` from now. It belongs
+        in one of the bucket's threads: credentials that expire are asked for again."""
         version = {"VersionId": stored.version} if stored.version else {}
         return self.client.generate_presigned_url(
             "get_object",
@@ -195,14 +208,18 @@ class Bucket:
 
     async def close(self) -> None:
         await asyncio.to_thread(self._threads.shutdown)
-        self.client.close()
+        if self._owns_client:
+            self.client.close()
 
 
 def connect() -> S3Client:
     """A client by boto3's own configuration as it is now, bounded as above."""
     session = Session()  # the module's own would keep the first credentials that it found
-    client: S3Client = session.client("s3", config=_config("auto"))
-    if client.meta.endpoint_url.endswith(".amazonaws.com"):
+    try:
+        client: S3Client = session.client("s3", config=_config("auto"))
+    except ValueError as error:  # an endpoint without a scheme
+        raise StoreRefused(f"{error}; set AWS_ENDPOINT_URL_S3 like http://127.0.0.1:9000") from None
+    if client.meta.endpoint_url.endswith((".amazonaws.com", ".amazonaws.com.cn")):
         return client
     # A store elsewhere answers under one name for all of its buckets.
     client.close()

@@ -11,8 +11,9 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -22,20 +23,30 @@ import stoker_loader
 from stoker.checkpoints.bucket import Bucket, StoredObject
 from stoker.checkpoints.bucket_errors import ObjectNotFound, ObjectReplaced
 from stoker.checkpoints.faults import CHUNK_BYTES
+from stoker.checkpoints.files import is_sound_path
 from stoker.checkpoints.multipart import upload
 from stoker.checkpoints.staging import remove_tree
 from stoker.checkpoints.store import Content, Report, Signed
-from stoker.checkpoints.waiting import in_thread
+from stoker.checkpoints.waiting import Turns, in_thread
 from stoker.domain import Artifact, Digest
-from stoker.errors import CheckpointInvalid, CheckpointNotFound
+from stoker.errors import (
+    CheckpointInvalid,
+    CheckpointNotFound,
+    Conflict,
+    PayloadTooLarge,
+    StokerError,
+)
 from stoker.store.base import StoreUnusable
 from stoker.store.disk import disk_errors
+from stoker_loader.errors import LoaderError
 
 FOLDER = "checkpoints/"
 RECORD = ".json"
 VERSION = 1
 MAX_RECORD_BYTES = 64 << 20  # some 16 TB of weights
 SIGNED_FOR_S = 3600
+ORPHAN_S = 24 * 3600.0
+MAX_PUTS = 3  # tries, when others change the same objects meanwhile
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +55,11 @@ class _Record:
     artifact: Artifact
     digest: stoker_loader.Digest
     objects: dict[str, StoredObject]  # by path in the artifact
+    corrupt: tuple[str, ...] = ()  # paths that a verify found to hold other bytes
 
 
 _RECORD = TypeAdapter(_Record)
+_OBJECT_KEY = re.compile(rf"{FOLDER}([0-9a-f]{{64}})/")
 _RECORD_KEY = re.compile(rf"{FOLDER}([0-9a-f]{{64}})\{RECORD}")
 
 log = logging.getLogger(__name__)
@@ -64,11 +77,11 @@ class BucketStore:
     def __init__(self, bucket: Bucket, *, now: Callable[[], float] = time.time) -> None:
         self._bucket = bucket
         self._now = now
+        self._turns = Turns()
 
     async def put(self, folder: Path, content: Content, report: Report) -> None:
-        digest = content.artifact.digest
-        if not await self._is_sound(digest):
-            await self._send(folder, content, report)
+        async with self._turns.of(content.artifact.digest):
+            await self._put(folder, content, report)
         with disk_errors(folder):
             await in_thread(remove_tree, folder)
 
@@ -90,17 +103,47 @@ class BucketStore:
 
     async def locate(self, digest: Digest) -> Signed:
         record = await self._record(digest)
-        sources = {
-            path: stoker_loader.Source(
-                self._bucket.url(stored, SIGNED_FOR_S), etag=f'"{stored.etag}"'
+        if record.corrupt:
+            raise CheckpointInvalid(
+                f"{record.corrupt[0]} was found corrupt in bucket {self._bucket.name!r}; push the"
+                " checkpoint again",
+                details={"reason": "found_corrupt", "file": record.corrupt[0]},
             )
-            for path, stored in record.objects.items()
-        }
-        content = Content(record.artifact, record.digest)
-        return Signed(content, sources, expires_at=self._now() + SIGNED_FOR_S)
+        expires_at = self._now() + SIGNED_FOR_S
+
+        def sign() -> dict[str, stoker_loader.Source]:
+            return {
+                path: stoker_loader.Source(
+                    self._bucket.url(stored, SIGNED_FOR_S), etag=f'"{stored.etag}"'
+                )
+                for path, stored in record.objects.items()
+            }
+
+        sources = await self._bucket.call(_record_key(digest), sign)
+        return Signed(Content(record.artifact, record.digest), sources, expires_at)
+
+    async def is_sound(self, digest: Digest) -> bool:
+        """Whether the record is there, and every object as it was when that was written."""
+        try:
+            record = await self._record(digest)
+        except (CheckpointNotFound, RecordDamaged):
+            return False
+        return not record.corrupt and not await self._changed(record)
 
     async def verify(self, digest: Digest, report: Report) -> None:
         record = await self._record(digest)
+        try:
+            await self._compare(record, report)
+        except CheckpointInvalid as error:
+            try:
+                await self._mark(record, error.details["file"])
+            except CheckpointNotFound:  # deleted meanwhile
+                raise
+            except StokerError as failed:
+                log.warning("%s could not be marked: %s", digest, failed.message)
+            raise
+
+    async def _compare(self, record: _Record, report: Report) -> None:
         total_bytes = sum(file.size_bytes for file in record.digest.files)
         done_bytes = 0
         for file in record.digest.files:
@@ -111,24 +154,73 @@ class BucketStore:
                     " push the checkpoint again",
                     details={"reason": "length_mismatch", "file": file.name},
                 )
-            async for number, found in self._chunks(file.name, stored):
-                if found != file.chunks[number]:
-                    raise _corrupt(file.name, number)
-                done_bytes += min(CHUNK_BYTES, file.size_bytes - number * CHUNK_BYTES)
-                report(done_bytes, total_bytes)
+            came = 0
+            async with aclosing(self._chunks(file.name, stored)) as chunks:
+                async for number, found in chunks:
+                    if number >= len(file.chunks) or found != file.chunks[number]:
+                        raise _corrupt(file.name, number)
+                    came += 1
+                    done_bytes += min(CHUNK_BYTES, file.size_bytes - number * CHUNK_BYTES)
+                    report(done_bytes, total_bytes)
+            if came < len(file.chunks):
+                raise _corrupt(file.name, came)
 
     async def delete(self, digest: Digest) -> None:
-        record = await self._record(digest)
-        await self._bucket.delete([_record_key(digest)])  # from here on it is not there
-        await self._bucket.delete([stored.key for stored in record.objects.values()])
+        async with self._turns.of(digest):
+            missing: CheckpointNotFound | None = None
+            try:
+                await self._record(digest)
+            except CheckpointNotFound as error:
+                missing = error
+            except RecordDamaged:
+                pass  # it goes all the same
+            await self._bucket.delete([_record_key(digest)])  # from here on it is not there
+            left = [found.key async for found in self._objects(digest)]
+            await self._bucket.delete(left)
+            if missing and not left:
+                raise missing
 
     async def recover(self) -> None:
-        """Others may be at work on the same bucket: what has no record is theirs or nobody's."""
+        """Others may be at work on the same bucket: what has no record is given up when nothing was
+        added to it for `ORPHAN_S`."""
+        newest: dict[str, float] = {}
+        keys: dict[str, list[str]] = {}
+        recorded: set[str] = set()
+        async for found in self._bucket.objects(FOLDER):
+            if match := _RECORD_KEY.fullmatch(found.key):
+                recorded.add(match[1])
+            elif match := _OBJECT_KEY.match(found.key):
+                keys.setdefault(match[1], []).append(found.key)
+                newest[match[1]] = max(newest.get(match[1], 0.0), found.modified_at)
+        for name in keys.keys() - recorded:
+            if newest[name] < self._now() - ORPHAN_S:
+                log.warning("%s%s/ has no record and is removed", FOLDER, name)
+                await self._bucket.delete(keys[name])
 
     async def close(self) -> None:
         await self._bucket.close()
 
-    async def _send(self, folder: Path, content: Content, report: Report) -> None:
+    def _objects(self, digest: Digest) -> AsyncIterator[StoredObject]:
+        return self._bucket.objects(f"{FOLDER}{_hex(digest)}/")
+
+    async def _put(self, folder: Path, content: Content, report: Report) -> None:
+        digest = content.artifact.digest
+        record: _Record | None
+        try:
+            record = await self._record(digest)
+        except (CheckpointNotFound, RecordDamaged):
+            record = None
+        if record is not None:
+            if not record.corrupt and not await self._changed(record):
+                return
+            # Objects that rotted look as they did: what is there under their ETag is not theirs.
+            await self._bucket.delete([_key(digest, path) for path in record.corrupt])
+        for _ in range(MAX_PUTS):
+            if not await self._changed(await self._send(folder, content, report)):
+                return
+        raise Conflict(f"others keep changing {digest}; try again", param=digest, retry_after_s=1)
+
+    async def _send(self, folder: Path, content: Content, report: Report) -> _Record:
         files = content.digest.files
         total_bytes = sum(file.size_bytes for file in files)
         done_bytes = 0
@@ -142,19 +234,35 @@ class BucketStore:
             objects[file.name] = await upload(self._bucket, key, folder / file.name, sent)
             done_bytes += file.size_bytes
         record = _Record(VERSION, content.artifact, content.digest, objects)
-        await self._bucket.put(_record_key(content.artifact.digest), _RECORD.dump_json(record))
+        await self._write(record)
+        return record
 
-    async def _is_sound(self, digest: Digest) -> bool:
-        """Whether the record is there, and every object as it was when that was written."""
-        try:
-            record = await self._record(digest)
-        except (CheckpointNotFound, RecordDamaged):
-            return False
+    async def _mark(self, record: _Record, corrupt: str) -> None:
+        """Has the next `put` send a file again, though its object looks as it did."""
+        digest = record.artifact.digest
+        async with self._turns.of(digest):
+            if await self._record(digest) == record:
+                await self._write(replace(record, corrupt=(corrupt,)))
+
+    async def _write(self, record: _Record) -> None:
+        data = await in_thread(_RECORD.dump_json, record)
+        if len(data) > MAX_RECORD_BYTES:
+            raise PayloadTooLarge(
+                f"the record of {record.artifact.digest} has {len(data)} bytes, more than"
+                f" {MAX_RECORD_BYTES}: split the checkpoint"
+            )
+        await self._bucket.put(_record_key(record.artifact.digest), data)
+
+    async def _changed(self, record: _Record) -> bool:
+        """Whether an object of the record's is gone, or is another one than when it was written."""
         listed = {
-            found.key: found.etag
-            async for found in self._bucket.objects(f"{FOLDER}{_hex(digest)}/")
+            found.key: (found.etag, found.size_bytes)
+            async for found in self._objects(record.artifact.digest)
         }
-        return all(listed.get(stored.key) == stored.etag for stored in record.objects.values())
+        return any(
+            listed.get(stored.key) != (stored.etag, stored.size_bytes)
+            for stored in record.objects.values()
+        )
 
     async def _record(self, digest: Digest) -> _Record:
         key = _record_key(digest)
@@ -166,15 +274,17 @@ class BucketStore:
                 " with `stoker push DIR NAME`",
                 param=digest,
             ) from None
+        except PayloadTooLarge as error:
+            raise self._damaged(key) from error
         try:
-            record = _RECORD.validate_json(data)
+            record = await in_thread(_RECORD.validate_json, data)
         except ValidationError as error:
             raise self._damaged(key) from error
         if record.version != VERSION:
             raise StoreUnusable(
                 f"{key} has version {record.version}, and this stoker reads version {VERSION}"
             )
-        if not _is_about(record, digest):
+        if not await in_thread(_is_about, record, digest):
             raise self._damaged(key)
         return record
 
@@ -184,23 +294,29 @@ class BucketStore:
             details={"bucket": self._bucket.name, "key": key},
         )
 
-    async def _chunks(self, path: str, stored: StoredObject) -> AsyncIterator[tuple[int, str]]:
+    async def _chunks(self, path: str, stored: StoredObject) -> AsyncGenerator[tuple[int, str]]:
         """The digests of a file's chunks, as the store's bytes have them now."""
         pending = bytearray()
         number = 0
         try:
-            async for piece in self._bucket.read(stored):
-                pending += piece
-                while len(pending) >= CHUNK_BYTES:
-                    yield number, xxh3_128(memoryview(pending)[:CHUNK_BYTES]).hexdigest()
-                    del pending[:CHUNK_BYTES]
-                    number += 1
+            async with aclosing(self._bucket.read(stored)) as pieces:
+                async for piece in pieces:
+                    pending += piece
+                    while len(pending) >= CHUNK_BYTES:
+                        chunk = bytes(pending[:CHUNK_BYTES])
+                        del pending[:CHUNK_BYTES]
+                        yield number, await in_thread(_xxh3, chunk)
+                        number += 1
         except (ObjectNotFound, ObjectReplaced) as error:
             raise CheckpointInvalid(
                 f"{path}: {error.message}", details={"reason": error.code, "file": path}
             ) from error
         if pending:
-            yield number, xxh3_128(pending).hexdigest()
+            yield number, _xxh3(bytes(pending))
+
+
+def _xxh3(chunk: bytes) -> str:
+    return xxh3_128(chunk).hexdigest()
 
 
 def _hex(digest: Digest) -> str:
@@ -215,10 +331,15 @@ def _is_about(record: _Record, digest: Digest) -> bool:
     """Whether a record, which anyone may have written who may write to the bucket, speaks of this
     artifact's own objects and of no others."""
     names = [file.name for file in record.digest.files]
+    try:
+        record.digest.check()
+    except LoaderError:
+        return False
     return (
         record.artifact.digest == record.digest.root == digest
         and sorted(names) == sorted(record.objects)
-        and all(part not in {"", ".", ".."} for name in names for part in name.split("/"))
+        and set(record.corrupt) <= set(names)
+        and all(map(is_sound_path, names))
         and all(stored.key == _key(digest, path) for path, stored in record.objects.items())
     )
 

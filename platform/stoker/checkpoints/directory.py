@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -13,9 +14,12 @@ from stoker.checkpoints.faults import checkpoint_error
 from stoker.checkpoints.ingest import Stop
 from stoker.checkpoints.shelf import Shelf
 from stoker.checkpoints.store import Content, InPlace, Report
-from stoker.checkpoints.waiting import in_thread, to_the_end
+from stoker.checkpoints.waiting import Turns, in_thread, to_the_end
 from stoker.domain import Digest
+from stoker.errors import CheckpointInvalid, CheckpointNotFound, StokerError
 from stoker_loader.errors import LoaderError
+
+log = logging.getLogger(__name__)
 
 MAX_VERIFIES = 2  # full reads at a time: one already saturates the disk
 MEMORY = Path("/dev/shm")  # noqa: S108 - a folder of our own is made in it
@@ -26,6 +30,7 @@ class DirectoryStore:
 
     def __init__(self, root: Path) -> None:
         self._shelf = Shelf(root)
+        self._turns = Turns()
         self._verifies = asyncio.Semaphore(MAX_VERIFIES)
 
     def path(self, digest: Digest) -> Path:
@@ -33,7 +38,8 @@ class DirectoryStore:
         return self._shelf.path(digest)
 
     async def put(self, folder: Path, content: Content, report: Report) -> None:
-        await in_thread(self._shelf.place, folder, content.artifact, content.digest)
+        async with self._turns.of(content.artifact.digest):
+            await in_thread(self._shelf.place, folder, content.artifact, content.digest)
         report(content.artifact.size_bytes, content.artifact.size_bytes)
 
     async def content(self, digest: Digest) -> Content:
@@ -50,6 +56,14 @@ class DirectoryStore:
             return InPlace(self._shelf.path(digest))
         async with self._verifies:
             return InPlace(await in_thread(self._shelf.verify, digest))
+
+    async def is_sound(self, digest: Digest) -> bool:
+        """As `locate` finds."""
+        try:
+            await self.locate(digest)
+        except (CheckpointInvalid, CheckpointNotFound):
+            return False
+        return True
 
     async def verify(self, digest: Digest, report: Report) -> None:
         content = await self.content(digest)
@@ -68,10 +82,23 @@ class DirectoryStore:
                     on_cancel=stop.ask,
                 )
             except LoaderError as error:
-                raise checkpoint_error(error, path) from error
+                found = checkpoint_error(error, path)
+                if isinstance(found, CheckpointInvalid):
+                    await self._distrust(digest)
+                raise found from error
 
     async def delete(self, digest: Digest) -> None:
-        await in_thread(self._shelf.remove, digest)
+        async with self._turns.of(digest):
+            await in_thread(self._shelf.remove, digest)
+
+    async def _distrust(self, digest: Digest) -> None:
+        try:
+            async with self._turns.of(digest):
+                await in_thread(self._shelf.distrust, digest)
+        except CheckpointNotFound:  # deleted meanwhile
+            raise
+        except StokerError as error:
+            log.warning("%s could not be marked: %s", digest, error.message)
 
     async def recover(self) -> None:
         await in_thread(self._shelf.sweep)

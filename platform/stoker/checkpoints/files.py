@@ -63,16 +63,21 @@ def source_digest(kind: Kind, files: Sequence[FileSpec]) -> Digest:
     return Digest(f"blake3:{hasher.hexdigest()}")
 
 
-def _check_file(file: FileSpec) -> FileSpec:
-    parts = file.path.split("/")
-    sound = (
+def is_sound_path(path: str) -> bool:
+    """Whether a file of an artifact may be called so: relative, below the artifact, and good on
+    every file system that matters."""
+    parts = path.split("/")
+    return (
         all(part not in {"", ".", ".."} for part in parts)
-        and file.path.isprintable()
-        and "\\" not in file.path
-        and len(file.path.encode(errors="replace")) <= MAX_PATH_BYTES
+        and path.isprintable()
+        and "\\" not in path
+        and len(path.encode(errors="replace")) <= MAX_PATH_BYTES
         and all(len(part.encode(errors="replace")) <= MAX_PART_BYTES for part in parts)
     )
-    if not sound:
+
+
+def _check_file(file: FileSpec) -> FileSpec:
+    if not is_sound_path(file.path):
         raise BadRequest(
             f"{file.path[:MAX_PART_BYTES]!r} is not a file's path within an artifact;"
             " expected a relative one like tokenizer/vocab.json",

@@ -6,15 +6,16 @@ digests say whether they are this file's.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from stoker.checkpoints.bucket import Bucket, StoredObject
 from stoker.checkpoints.bucket_errors import ObjectNotFound, UploadGone
+from stoker.checkpoints.waiting import some_at_once
 from stoker.errors import Conflict
 from stoker.store.disk import disk_errors
 
@@ -90,21 +91,21 @@ async def upload(
     nothing where the object is there already.
     """
     size_bytes = await bucket.call(key, _size_bytes, file)
-    there = await _same(bucket, key, file, size_bytes)
-    if there is not None:
-        report(size_bytes)
-        return there
-    if size_bytes <= PART_BYTES:
-        await bucket.put(key, await bucket.call(key, _read, file, 0, size_bytes))
-        report(size_bytes)
-        return await bucket.find(key)
     for _ in range(MAX_UPLOADS):
+        there = await _same(bucket, key, file, size_bytes)
+        if there is not None:
+            report(size_bytes)
+            return there
+        if size_bytes <= PART_BYTES:
+            await bucket.put(key, await bucket.call(key, _read, file, 0, size_bytes))
+            report(size_bytes)
+            return await bucket.find(key)
         try:
             under_way = await bucket.call(key, _Upload.resume_or_begin, bucket, bucket.full(key))
             etags = await _send(bucket, under_way, file, size_bytes, report)
             await bucket.call(key, under_way.complete, etags)
         except UploadGone:
-            continue  # by another upload of the same object, or by the store's own clock
+            continue  # by another upload of the same file, it may be, or by the store's own clock
         return await bucket.find(key)
     raise Conflict(f"others keep writing {key!r}; try again", param=key, retry_after_s=1)
 
@@ -113,28 +114,21 @@ async def _send(
     bucket: Bucket, under_way: _Upload, file: Path, size_bytes: int, report: Callable[[int], None]
 ) -> dict[int, str]:
     """Sends the parts that are missing; the ETags of all."""
-    begins = iter(enumerate(_begins(size_bytes), start=1))
     etags: dict[int, str] = {}
     done_bytes = 0
 
     def send(number: int, begin: int, length: int) -> str:
         return under_way.send(number, _read(file, begin, length))
 
-    async def work() -> None:
+    async def work(number: int, begin: int) -> None:
         nonlocal done_bytes
-        for number, begin in begins:
-            length = min(_part_bytes(size_bytes), size_bytes - begin)
-            etags[number] = await bucket.call(under_way.key, send, number, begin, length)
-            done_bytes += length
-            report(done_bytes)
+        length = min(_part_bytes(size_bytes), size_bytes - begin)
+        etags[number] = await bucket.call(under_way.key, send, number, begin, length)
+        done_bytes += length
+        report(done_bytes)
 
-    workers = [asyncio.create_task(work()) for _ in range(MAX_PARTS_AT_ONCE)]
-    try:
-        await asyncio.gather(*workers)
-    finally:
-        for worker in workers:
-            worker.cancel()
-        await asyncio.wait(workers)
+    parts = enumerate(_begins(size_bytes), start=1)
+    await some_at_once(MAX_PARTS_AT_ONCE, (partial(work, *part) for part in parts))
     return etags
 
 

@@ -20,6 +20,7 @@ from stoker.store.base import StoreUnusable
 from stoker.store.disk import disk_errors, sync_directory
 
 VERSION = 1
+READ_ONLY_MODE = 0o444
 
 log = logging.getLogger(__name__)
 
@@ -53,12 +54,23 @@ def snapshot(folder: Path) -> dict[str, FileStat]:
         links = [name for name in folders if (Path(parent) / name).is_symlink()]
         for name in (*files, *links):
             path = Path(parent) / name
-            facts = path.lstat()
-            size_bytes = facts.st_size if stat.S_ISREG(facts.st_mode) else -1
-            found[path.relative_to(folder).as_posix()] = FileStat(
-                facts.st_ino, size_bytes, facts.st_mtime_ns, facts.st_ctime_ns
-            )
+            found[path.relative_to(folder).as_posix()] = look(path)
     return found
+
+
+def look(path: Path) -> FileStat:
+    """How one file looks now."""
+    facts = path.lstat()
+    size_bytes = facts.st_size if stat.S_ISREG(facts.st_mode) else -1
+    return FileStat(facts.st_ino, size_bytes, facts.st_mtime_ns, facts.st_ctime_ns)
+
+
+def seal(folder: Path) -> None:
+    """Makes the files below `folder` read-only, and their names durable."""
+    for parent, _, files in os.walk(folder):
+        for name in files:
+            (Path(parent) / name).chmod(READ_ONLY_MODE)
+        sync_directory(Path(parent))
 
 
 def read_record(path: Path) -> Record | None:

@@ -20,8 +20,8 @@ from stoker.checkpoints.files import FileSpec, Kind, check_files, source_digest
 from stoker.checkpoints.ingest import Ingested, StageProgress, Stop, ingest
 from stoker.checkpoints.receiving import receive
 from stoker.checkpoints.staging import Staging, Upload
-from stoker.checkpoints.store import CheckpointStore, Content
-from stoker.checkpoints.waiting import in_thread, to_the_end
+from stoker.checkpoints.store import CheckpointStore, Content, Report
+from stoker.checkpoints.waiting import Turns, in_thread, to_the_end
 from stoker.domain import Artifact, Digest
 from stoker.errors import (
     BadRequest,
@@ -66,6 +66,7 @@ class Registry:
         self._catalog = catalog
         self._now = now
         self._staging = Staging(home / "staging", now=now)
+        self.turns = Turns()  # of who puts an artifact or removes it
         self._committing: set[str] = set()
         self._ingests = asyncio.Semaphore(MAX_INGESTS)
         self._writes = asyncio.Semaphore(MAX_WRITES)
@@ -83,7 +84,7 @@ class Registry:
         _check_name(kind, name)
         checked = check_files(kind, files)
         known = await self._catalog.artifact_of_source(source_digest(kind, checked))
-        if known is not None and await self._is_sound(known.digest):
+        if known is not None and await self.store.is_sound(known.digest):
             if name is None or name == known.name:
                 return known
             return await self._catalog.put_artifact(replace(known, name=name))
@@ -108,7 +109,7 @@ class Registry:
 
         When cancelled the upload stays, and can be committed later. Raises UploadNotFound,
         BadRequest (files are missing, name), Conflict (is being committed), CheckpointInvalid and
-        StorageFull (the upload is given up).
+        StorageFull of this disk (the upload is given up), and what the store raises (it stays).
         """
         upload = await self.committable(upload_id, name)
         self._committing.add(upload_id)
@@ -118,8 +119,16 @@ class Registry:
                 self._giving_up(upload_id, on=(CheckpointInvalid, StorageFull)),
             ):
                 ingested = await self._ingest(upload, progress)
-                # From here on the files are moved: half of it would help nobody.
-                return await to_the_end(self._publish(upload, ingested, name))
+            stop = Stop()
+
+            def stored(done_bytes: int, total_bytes: int) -> None:
+                if done_bytes < total_bytes:  # all of it there: to stop would help nobody
+                    stop.check()
+                progress("storing", done_bytes, total_bytes)
+
+            async with self.turns.of(Digest(ingested.digest.root)):
+                publishing = self._publish(upload, ingested, name, stored)
+                return await to_the_end(publishing, on_cancel=stop.ask)
         finally:
             self._committing.discard(upload_id)
 
@@ -159,31 +168,45 @@ class Registry:
     # --- after a start ----------------------------------------------------------------------
 
     async def recover(self) -> Recovery:
-        """Makes the store and the catalog agree again; to be called before anything else.
+        """Gives up stale uploads, then reconciles; to be called before anything else.
 
         Raises what the store raises when something cannot be read or removed.
         """
         removed = await in_thread(self._staging.sweep)
+        await self._catalog.undoom()
+        return replace(await self.reconcile(), removed_uploads=removed)
+
+    async def reconcile(self) -> Recovery:
+        """Makes the catalog agree with the store. Raises what the store raises."""
         await self.store.recover()
-        adopted = []
-        present = [content.artifact async for content in self.store.contents()]
-        for artifact in sorted(present, key=lambda artifact: artifact.created_at):
-            try:
-                await self._catalog.artifact(artifact.digest)
-            except CheckpointNotFound:
-                await self._catalog.put_artifact(artifact)
-                adopted.append(artifact.digest)
         known = {artifact.digest for artifact in await self._catalog.artifacts()}
+        present = [content.artifact async for content in self.store.contents()]
+        adopted = [
+            artifact.digest
+            for artifact in sorted(present, key=lambda artifact: artifact.created_at)
+            if artifact.digest not in known and await self._adopt(artifact)
+        ]
         missing = tuple(sorted(known - {artifact.digest for artifact in present}))
         for digest in missing:
             log.warning("the files of %s are gone; push them again", digest)
-        return Recovery(removed, tuple(adopted), missing)
+        return Recovery((), tuple(adopted), missing)
 
-    async def _is_sound(self, digest: Digest) -> bool:
-        try:
-            await self.store.locate(digest)
-        except (CheckpointInvalid, CheckpointNotFound):
-            return False
+    async def _adopt(self, artifact: Artifact) -> bool:
+        """Takes what is in the store into the catalog, unless it has gone from there since; under
+        its name unless that stands for something newer."""
+        async with self.turns.of(artifact.digest):
+            try:
+                await self.store.content(artifact.digest)
+            except CheckpointNotFound:
+                return False
+            if artifact.name is not None:
+                try:
+                    holder = await self._catalog.artifact(artifact.name)
+                except CheckpointNotFound:
+                    holder = artifact
+                if holder.created_at > artifact.created_at:
+                    artifact = replace(artifact, name=None)
+            await self._catalog.put_artifact(artifact)
         return True
 
     # --- parts of a commit ------------------------------------------------------------------
@@ -199,7 +222,9 @@ class Registry:
         work = asyncio.to_thread(ingest, upload.kind, folder, report, stop)
         return await to_the_end(work, on_cancel=stop.ask)
 
-    async def _publish(self, upload: Upload, ingested: Ingested, name: str | None) -> Artifact:
+    async def _publish(
+        self, upload: Upload, ingested: Ingested, name: str | None, report: Report
+    ) -> Artifact:
         artifact = Artifact(
             digest=Digest(ingested.digest.root),
             size_bytes=ingested.size_bytes,
@@ -207,7 +232,7 @@ class Registry:
             source_digest=upload.source_digest,
             created_at=self._now(),
         )
-        await self.store.put(ingested.folder, Content(artifact, ingested.digest), _unheard)
+        await self.store.put(ingested.folder, Content(artifact, ingested.digest), report)
         artifact = await self._catalog.put_artifact(artifact)
         await in_thread(self._staging.discard, upload.id)
         return artifact
@@ -222,10 +247,6 @@ class Registry:
         except on:
             await in_thread(self._staging.discard, upload_id)
             raise
-
-
-def _unheard(done_bytes: int, total_bytes: int) -> None:
-    """Progress of what takes no time where the store is a folder beside the staging."""
 
 
 def _check_name(kind: Kind, name: str | None) -> None:

@@ -9,6 +9,7 @@ loses nothing. Every method touches the disk and belongs in a thread.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -18,8 +19,10 @@ import stoker_loader
 from stoker.checkpoints.faults import checkpoint_error
 from stoker.checkpoints.records import (
     VERSION,
+    FileStat,
     Record,
     read_record,
+    seal,
     snapshot,
     write_record,
 )
@@ -29,7 +32,8 @@ from stoker.errors import CheckpointInvalid, CheckpointNotFound
 from stoker.store.disk import disk_errors, sync_directory
 from stoker_loader.errors import LoaderError
 
-READ_ONLY_MODE = 0o444
+# How no folder looks, not even an empty one.
+NO_FOLDER = {"": FileStat(inode=-1, size_bytes=-1, mtime_ns=-1, ctime_ns=-1)}
 
 
 class Shelf:
@@ -75,6 +79,12 @@ class Shelf:
         self._write(Record(VERSION, record.artifact, record.digest, found))
         return path
 
+    def distrust(self, digest: Digest) -> None:
+        """Has the folder, of which a byte was found wrong, read again before it is served.
+        Raises CheckpointNotFound."""
+        record = self.record(digest)
+        self._write(Record(VERSION, record.artifact, record.digest, NO_FOLDER))
+
     def place(self, folder: Path, artifact: Artifact, digest: stoker_loader.Digest) -> None:
         """Makes `folder` (its files synced) the folder of `artifact`.
 
@@ -93,10 +103,7 @@ class Shelf:
                     return
             self.root.mkdir(parents=True, exist_ok=True)
             folder = self._on_this_disk(folder)
-            for parent, _, files in os.walk(folder):
-                for name in files:
-                    (Path(parent) / name).chmod(READ_ONLY_MODE)
-                sync_directory(Path(parent))
+            seal(folder)
             self._write(Record(VERSION, artifact, digest, snapshot(folder)))
             folder.rename(target)
             sync_directory(self.root)
@@ -106,11 +113,11 @@ class Shelf:
         if folder.stat().st_dev == self.root.stat().st_dev:
             return folder
         copy = self.root / f".{secrets.token_hex(8)}"  # which a sweep removes
-        shutil.copytree(folder, copy)
-        for parent, _, files in os.walk(copy):
-            for name in files:
-                with (Path(parent) / name).open("rb") as file:
-                    os.fsync(file.fileno())
+        try:
+            _copy(folder, copy)
+        except BaseException:
+            remove_tree(copy)
+            raise
         remove_tree(folder)
         return copy
 
@@ -144,3 +151,17 @@ class Shelf:
 
     def _record_path(self, digest: Digest) -> Path:
         return self.path(digest).with_suffix(".json")
+
+
+def _copy(folder: Path, copy: Path) -> None:
+    """Copies the files below `folder`, and syncs them. Raises OSError."""
+    try:
+        shutil.copytree(folder, copy)
+    except shutil.Error as error:  # of several files: what the first one met
+        _, path, reason = error.args[0][0]
+        full = os.strerror(errno.ENOSPC) in reason
+        raise OSError(errno.ENOSPC if full else errno.EIO, reason, path) from error
+    for parent, _, files in os.walk(copy):
+        for name in files:
+            with (Path(parent) / name).open("rb") as file:
+                os.fsync(file.fileno())

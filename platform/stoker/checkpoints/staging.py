@@ -154,7 +154,7 @@ class Staging:
     def _check_space(self, upload: Upload) -> None:
         sizes = {file.path: file.size_bytes for file in upload.files}
         needed_bytes = sum(sizes[path] for path in upload.missing)
-        if upload.kind is Kind.CHECKPOINT:
+        if upload.kind is Kind.CHECKPOINT and not (self.folder(upload.id) / "result").exists():
             needed_bytes += sum(sizes.values())  # the layout is a second copy for a while
         free_bytes = shutil.disk_usage(self.root).free
         if needed_bytes > free_bytes:

@@ -1,4 +1,10 @@
-"""Where artifacts are kept for good: what a directory, a bucket and memory all promise."""
+"""Where artifacts are kept for good: what a directory, a bucket and memory all promise.
+
+Errors that only a store elsewhere has, as leaves of the tree in `stoker.errors`:
+
+    Unavailable ── StoreUnreachable  it does not answer, or says that it cannot just now
+    StokerError ── StoreRefused      trying again is no use: credentials, rights, clock
+"""
 
 from __future__ import annotations
 
@@ -9,8 +15,18 @@ from typing import Protocol
 
 import stoker_loader
 from stoker.domain import Artifact, Digest
+from stoker.errors import StokerError, Unavailable
 
 Report = Callable[[int, int], None]  # bytes done, bytes in all; on the caller's event loop
+
+
+class StoreUnreachable(Unavailable):
+    code = "store_unreachable"
+
+
+class StoreRefused(StokerError):
+    status = 502
+    code = "store_refused"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +84,14 @@ class CheckpointStore(Protocol):
         they lie in place and are found to be others."""
         ...
 
+    async def is_sound(self, digest: Digest) -> bool:
+        """Whether all of it is there, as far as can be told without reading it once more; what is
+        not is to be put again."""
+        ...
+
     async def verify(self, digest: Digest, report: Report) -> None:
         """Reads everything again. Raises CheckpointNotFound, CheckpointInvalid (names file and
-        chunk)."""
+        chunk); what was found invalid is not sound until it was put again."""
         ...
 
     async def delete(self, digest: Digest) -> None:

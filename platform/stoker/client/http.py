@@ -145,6 +145,20 @@ class Platform:
     def checkpoints(self) -> list[Json]:
         return list(self._json("GET", "/v1/checkpoints")["checkpoints"])
 
+    def checkpoint(self, reference: str) -> Json:
+        return self._json("GET", _path("checkpoints", reference))
+
+    def delete_checkpoint(self, reference: str) -> Json:
+        return dict(self._json("DELETE", _path("checkpoints", reference))["artifact"])
+
+    def verify_checkpoint(self, reference: str) -> Iterator[Json]:
+        """Yields progress, at last `{"artifact": ...}`; raises what was found wrong."""
+        yield from self._progress(_path("checkpoints", reference, "verify"), {})
+
+    def collect_checkpoints(self, *, dry_run: bool) -> list[Json]:
+        body = self._json("POST", "/v1/checkpoint-collections", json={"dry_run": dry_run})
+        return list(body["removed"])
+
     def open_upload(self, files: list[Json], kind: str, name: str | None) -> Upload:
         """Offers files (`path`, `size_bytes`, `blake3`); the answer says which to send. When all
         are known, the artifact gets `name` at once."""
@@ -161,8 +175,11 @@ class Platform:
 
     def commit(self, upload: str, name: str | None) -> Iterator[Json]:
         """Makes an artifact of what was sent; yields progress, at last `{"artifact": ...}`."""
-        route = _path("uploads", upload, "commit")
-        with self._open("POST", route, json={"name": name}) as response:
+        yield from self._progress(_path("uploads", upload, "commit"), {"name": name})
+
+    def _progress(self, route: str, body: Json) -> Iterator[Json]:
+        """The events of long work, until its outcome."""
+        with self._open("POST", route, json=body) as response:
             for line in _lines(response):
                 event = json.loads(line)
                 if "error" in event:

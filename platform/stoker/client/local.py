@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,13 +38,14 @@ def local_platform(
     *,
     warm_pool: int = 1,
     listen: str = "127.0.0.1:0",
+    options: Sequence[str] = (),
     start_timeout_s: float = START_TIMEOUT_S,
 ) -> Iterator[LocalPlatform]:
     """Runs `stoker up` on a free loopback port while the context is open.
 
-    The child says on a pipe when it serves; its log is `home/platform.log`. Raises
-    `StartupFailed` with the log's tail when it ends or stays silent for `start_timeout_s`, and
-    when it does not end by itself within `STOP_TIMEOUT_S` of being asked to.
+    `options` are further ones of that command. The child says on a pipe when it serves; its log is
+    `home/platform.log`. Raises `StartupFailed` with the log's tail when it ends or stays silent for
+    `start_timeout_s`, and when it does not end by itself within `STOP_TIMEOUT_S` of being asked to.
     """
     home.mkdir(parents=True, exist_ok=True)
     log = home / "platform.log"
@@ -56,6 +57,7 @@ def local_platform(
                     *(sys.executable, "-m", "stoker.cli", "up"),
                     *("--home", str(home), "--listen", listen),
                     *("--warm-pool", str(warm_pool), "--ready-fd", str(write_fd)),
+                    *options,
                 ],
                 pass_fds=(write_fd,),
                 stdin=subprocess.DEVNULL,

@@ -39,12 +39,17 @@ def push(
         assert upload.artifact is not None
         return upload.artifact
     _send(platform, upload.id, [f for f in files if f.path in set(upload.missing)], report)
-    for event in platform.commit(upload.id, name):
+    return followed(platform.commit(upload.id, name), report)
+
+
+def followed(events: Iterable[Json], report: Report) -> Json:
+    """Reports the progress of long work; the artifact that it is about."""
+    for event in events:
         if "artifact" in event:
             artifact: Json = event["artifact"]
             return artifact
         report(event["stage"], event["bytes_done"], event["bytes_total"])
-    raise InstanceLost("the platform ended the upload without an artifact")
+    raise InstanceLost("the platform ended the work without an artifact")
 
 
 def _digests(files: tuple[LocalFile, ...], report: Report) -> list[str]:

@@ -56,6 +56,14 @@ INSTANCE_COLUMNS = (
     Column("STOPS IN", "idle_deadline_s", right=True),
 )
 
+CHECKPOINT_COLUMNS = (
+    Column("CHECKPOINT", "name"),
+    Column("SIZE", "size_bytes", right=True),
+    Column("PUSHED", "created_at"),
+    Column("DIGEST", "digest"),
+)
+FILE_COLUMNS = (Column("FILE", "path"), Column("SIZE", "size_bytes", right=True))
+
 
 def table(rows: Sequence[dict[str, Any]], columns: Iterable[Column]) -> Table:
     """Rows of the API as a table without lines, so that it also pipes well."""

@@ -17,8 +17,10 @@ from starlette.routing import Route
 from structlog.typing import FilteringBoundLogger
 
 from stoker.checkpoints.registry import Registry
+from stoker.checkpoints.upkeep import Upkeep
 from stoker.config import Settings
 from stoker.errors import BadRequest, StokerError
+from stoker.gateway import checkpoints
 from stoker.gateway.call import call_of
 from stoker.gateway.encoding import json_response
 from stoker.gateway.events import HOLD_S, PING_S
@@ -78,7 +80,10 @@ def create_app(
     functions = Functions(catalog, registry, resolver, leasing, timelines, metrics, now)
     health = Health(catalog, leasing, metrics, nodes)
     operations = _operations(openai, Invocations(openai), functions, health)
-    uploads = upload_routes(registry)
+    uploads = [
+        *upload_routes(registry),
+        *checkpoints.routes(registry, Upkeep(catalog, registry.store, registry.turns, now=now)),
+    ]
     described = document(operations, uploads, version("stoker"))
 
     async def openapi(request: Request) -> Response:  # noqa: ARG001

@@ -8,15 +8,23 @@ artifacts/<hex>              Artifact
 names/<name>                 digest of what was last pushed under the name
 names/<name>@<digest>        the same digest, for each that was ever pushed under it
 sources/<hex>                digest of the artifact made from these uploaded files
+doomed/<hex>                 the artifact is about to be deleted: nothing is deployed with it
 """
 
 from __future__ import annotations
 
 import difflib
 from dataclasses import replace
+from itertools import chain
 
 from stoker.domain import Artifact, Digest, Function, FunctionName, Revision, RevisionId
-from stoker.errors import CheckpointNotFound, Conflict, FunctionNotFound, RevisionNotFound
+from stoker.errors import (
+    CheckpointInUse,
+    CheckpointNotFound,
+    Conflict,
+    FunctionNotFound,
+    RevisionNotFound,
+)
 from stoker.store.base import Compare, Delete, Entry, Op, Put, Store
 from stoker.store.codec import ARTIFACT, FUNCTION, REVISION
 from stoker.store.draft import RevisionDraft, content_digest
@@ -24,6 +32,7 @@ from stoker.store.draft import RevisionDraft, content_digest
 MAX_ATTEMPTS = 8  # of a compare-and-swap that others keep winning
 KEPT_REVISIONS = 100  # of a function; an older one is forgotten when a new one is deployed
 DIGEST_PREFIX = "blake3:"
+NAMES, SOURCES, DOOMED = "names/", "sources/", "doomed/"
 HEX_DIGITS = 64
 
 
@@ -114,6 +123,7 @@ class Catalog:
     ) -> Revision:
         number_key = f"numbers/{draft.function}"
         last = await self._store.get(number_key)
+        used = [await self._usable(one) for one in (draft.checkpoint, draft.source) if one]
         number = int(last.value) + 1 if last else 1
         revision = Revision(
             id=RevisionId(f"{draft.function}-{number:05d}"),
@@ -138,6 +148,7 @@ class Catalog:
             [
                 Compare(function_key, found.mod_revision if found else 0),
                 Compare(number_key, last.mod_revision if last else 0),
+                *chain.from_iterable(used),
             ],
             [
                 Put(function_key, FUNCTION.encode(function)),
@@ -175,12 +186,14 @@ class Catalog:
                     artifact, name=artifact.name or known.name, created_at=known.created_at
                 )
             digest = artifact.digest.encode()
-            ops: list[Op] = [Put(key, ARTIFACT.encode(artifact))]
+            # What somebody is about to delete is not to go when it has just been pushed again.
+            doomed = f"{DOOMED}{_hex(artifact.digest)}"
+            ops: list[Op] = [Put(key, ARTIFACT.encode(artifact)), Delete(doomed)]
             if artifact.name is not None:
-                ops.append(Put(f"names/{artifact.name}", digest))
-                ops.append(Put(f"names/{artifact.name}@{artifact.digest}", digest))
+                ops.append(Put(f"{NAMES}{artifact.name}", digest))
+                ops.append(Put(f"{NAMES}{artifact.name}@{artifact.digest}", digest))
             if artifact.source_digest is not None:
-                ops.append(Put(f"sources/{_hex(artifact.source_digest)}", digest))
+                ops.append(Put(f"{SOURCES}{_hex(artifact.source_digest)}", digest))
             try:
                 await self._store.commit([Compare(key, old.mod_revision if old else 0)], ops)
             except Conflict:
@@ -199,9 +212,65 @@ class Catalog:
             return artifact
         return replace(artifact, name=reference.partition("@")[0])
 
+    async def users(self) -> dict[Digest, tuple[RevisionId, ...]]:
+        """The revisions that need each artifact, of all functions."""
+        users: dict[Digest, tuple[RevisionId, ...]] = {}
+        for entry in (await self._store.range("revisions/")).entries:
+            revision = REVISION.decode(entry.value)
+            for artifact in (revision.checkpoint, revision.source):
+                if artifact is not None:
+                    users[artifact.digest] = (*users.get(artifact.digest, ()), revision.id)
+        return users
+
+    async def names(self) -> dict[Digest, tuple[str, ...]]:
+        """The names that stand for each artifact now, without those that it had before."""
+        names: dict[Digest, tuple[str, ...]] = {}
+        for entry in (await self._store.range(NAMES)).entries:
+            name, digest = entry.key.removeprefix(NAMES), Digest(entry.value.decode())
+            if "@" not in name:
+                names[digest] = (*names.get(digest, ()), name)
+        return names
+
+    async def forget_artifact(self, digest: Digest) -> None:
+        """Removes an artifact that no revision needs, and all that leads to it. Raises
+        CheckpointNotFound, CheckpointInUse, Conflict."""
+        doomed = f"{DOOMED}{_hex(digest)}"
+        for _ in range(MAX_ATTEMPTS):
+            entry = await self._store.get(f"artifacts/{_hex(digest)}")
+            if entry is None:
+                raise await self._checkpoint_not_found(digest)
+            # From here on nothing is deployed with it: who needs it has said so before.
+            await self._store.commit([], [Put(doomed, b"")])
+            if users := (await self.users()).get(digest):
+                await self._store.commit([], [Delete(doomed)])
+                raise CheckpointInUse(
+                    f"{digest} is what {', '.join(users)} runs; delete the function first",
+                    param=digest,
+                    details={"revisions": list(users)},
+                )
+            mark = await self._store.get(doomed)
+            if mark is None:  # pushed again meanwhile
+                continue
+            gone = [entry, mark, *await self._leads(digest)]
+            try:
+                await self._store.commit(
+                    [Compare(one.key, one.mod_revision) for one in gone],
+                    [Delete(one.key) for one in gone],
+                )
+            except Conflict:
+                continue
+            return
+        raise Conflict(f"{digest} is being pushed at the same time; try again")
+
+    async def undoom(self) -> None:
+        """After a start: what was about to be deleted when all ended is as it was before."""
+        marks = (await self._store.range(DOOMED)).entries
+        for mark in marks:
+            await self._store.commit([], [Delete(mark.key)])
+
     async def artifact_of_source(self, source: Digest) -> Artifact | None:
         """What was made from exactly these uploaded files, if that is known."""
-        entry = await self._store.get(f"sources/{_hex(source)}")
+        entry = await self._store.get(f"{SOURCES}{_hex(source)}")
         return await self.artifact(entry.value.decode()) if entry else None
 
     async def artifacts(self) -> tuple[Artifact, ...]:
@@ -210,18 +279,35 @@ class Catalog:
         found = (ARTIFACT.decode(entry.value) for entry in listing.entries)
         return tuple(sorted(found, key=lambda artifact: (artifact.created_at, artifact.digest)))
 
+    async def _usable(self, artifact: Artifact) -> tuple[Compare, Compare]:
+        """That an artifact is there, and that nobody is about to delete it."""
+        entry = await self._store.get(f"artifacts/{_hex(artifact.digest)}")
+        if entry is None:
+            raise await self._checkpoint_not_found(artifact.digest)
+        doomed = f"{DOOMED}{_hex(artifact.digest)}"
+        return Compare(entry.key, entry.mod_revision), Compare(doomed, 0)
+
+    async def _leads(self, digest: Digest) -> list[Entry]:
+        """The names and sources that stand for an artifact."""
+        return [
+            entry
+            for prefix in (NAMES, SOURCES)
+            for entry in (await self._store.range(prefix)).entries
+            if entry.value.decode() == digest
+        ]
+
     async def _named(self, reference: str) -> str:
         name, separator, digest = reference.partition("@")
         if separator and not digest.startswith(DIGEST_PREFIX):
             reference = f"{name}@{DIGEST_PREFIX}{digest}"
-        entry = await self._store.get(f"names/{reference}")
+        entry = await self._store.get(f"{NAMES}{reference}")
         if entry is None:
             raise await self._checkpoint_not_found(reference)
         return entry.value.decode()
 
     async def _checkpoint_not_found(self, reference: str) -> CheckpointNotFound:
-        listing = await self._store.range("names/")
-        known = [entry.key.removeprefix("names/") for entry in listing.entries]
+        listing = await self._store.range(NAMES)
+        known = [entry.key.removeprefix(NAMES) for entry in listing.entries]
         near = difflib.get_close_matches(reference, [name for name in known if "@" not in name], 1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         name = reference.partition("@")[0]

@@ -9,13 +9,8 @@ import httpx
 import pytest
 
 from stoker.checkpoints.bucket import PIECE_BYTES, Bucket, BucketName
-from stoker.checkpoints.bucket_errors import (
-    BucketNotFound,
-    ObjectNotFound,
-    ObjectReplaced,
-    StoreRefused,
-    StoreUnreachable,
-)
+from stoker.checkpoints.bucket_errors import BucketNotFound, ObjectNotFound, ObjectReplaced
+from stoker.checkpoints.store import StoreRefused, StoreUnreachable
 from stoker.errors import BadRequest, PayloadTooLarge
 from support.minio import Minio, running
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 import stoker_loader
 from stoker.checkpoints.bucket import Bucket
-from stoker.checkpoints.bucket_store import BucketStore
+from stoker.checkpoints.bucket_store import ORPHAN_S, BucketStore
 from stoker.checkpoints.faults import CHUNK_BYTES
 from stoker.checkpoints.multipart import PART_BYTES
 from stoker.checkpoints.store import Content
@@ -57,6 +58,10 @@ SPOILT: list[Callable[[Any], object]] = [
     lambda record: record["objects"].clear(),
     lambda record: record["digest"].update(root="blake3:" + "0" * 64),
     lambda record: record["artifact"].update(digest="blake3:" + "0" * 64),
+    lambda record: record["digest"]["files"][0].update(size_bytes=-1),
+    lambda record: record["digest"]["files"][0].update(size_bytes=1 << 70),
+    lambda record: record["digest"]["files"][0].update(chunks=["no digits"]),
+    lambda record: record.update(corrupt=["../../another"]),
     _steal,
     _climb,
 ]
@@ -106,15 +111,45 @@ async def test_a_damaged_record_is_named_never_believed_and_healed(
         spoilt = json.loads(json.dumps(written))
         spoil(spoilt)
         await bucket.put(record, json.dumps(spoilt).encode())
-        for reading in (store.content, store.locate, store.delete):
+        for reading in (store.content, store.locate):
             with pytest.raises(StoreUnusable, match=record):
                 await reading(content.artifact.digest)
+        assert not await store.is_sound(content.artifact.digest)
     await bucket.put("checkpoints/notes.json", b"somebody else's")
     assert [found async for found in store.contents()] == []
     folder = fill(tmp_path / "again")
     await store.put(folder, content, ignore)
     assert [found async for found in store.contents()] == [content]
     await store.verify(content.artifact.digest, ignore)
+    await bucket.put(record, b"{}")
+    await store.delete(content.artifact.digest)
+    assert [o.key async for o in bucket.objects("")] == ["checkpoints/notes.json"]
+
+
+async def test_what_a_crash_left_is_deleted_when_asked_for_and_swept_after_a_day(
+    bucket: Bucket, made: tuple[Path, Content], tmp_path: Path
+) -> None:
+    folder, content = made
+    now = time.time()
+    store = BucketStore(bucket, now=lambda: now)
+    digest = content.artifact.digest
+    for again in ("once", "twice"):
+        await store.put(folder, content, ignore)
+        record, _ = await recorded(bucket)
+        await bucket.delete([record])  # as far as a delete came
+        await store.recover()
+        assert [found async for found in bucket.objects("checkpoints/")], "it may be a put"
+        if again == "once":
+            await store.delete(digest)
+            assert [found async for found in bucket.objects("checkpoints/")] == []
+            folder = fill(tmp_path / "again")
+    with pytest.raises(CheckpointNotFound):
+        await store.content(digest)
+    now += ORPHAN_S + 60
+    await store.recover()
+    assert [found async for found in bucket.objects("checkpoints/")] == []
+    with pytest.raises(CheckpointNotFound):
+        await store.delete(digest)
 
 
 async def test_a_record_of_another_version_is_left_alone(
@@ -144,6 +179,12 @@ async def test_an_object_of_another_length_is_no_copy(
     await bucket.put(record, json.dumps(written).encode())
     with pytest.raises(CheckpointInvalid, match="weights: 5 bytes in the store"):
         await store.verify(content.artifact.digest, ignore)
+    # And of the length that it should have, says the record.
+    short.update(size_bytes=PARTS * PART_BYTES)
+    await bucket.put(record, json.dumps(written).encode())
+    assert not await store.is_sound(content.artifact.digest)
+    with pytest.raises(CheckpointInvalid, match="weights"):
+        await store.verify(content.artifact.digest, ignore)
 
 
 async def test_a_chunk_that_rotted_under_its_etag_is_named(
@@ -163,3 +204,9 @@ async def test_a_chunk_that_rotted_under_its_etag_is_named(
     with pytest.raises(CheckpointInvalid, match="weights: chunk 3 is corrupt") as caught:
         await store.verify(content.artifact.digest, ignore)
     assert caught.value.details == {"reason": "chunk_mismatch", "file": "weights", "chunk": 3}
+    assert not await store.is_sound(content.artifact.digest)
+    with pytest.raises(CheckpointInvalid, match="weights was found corrupt"):
+        await store.locate(content.artifact.digest)
+    await store.put(fill(folder), content, ignore)
+    await store.verify(content.artifact.digest, ignore)
+    await store.locate(content.artifact.digest)

@@ -9,8 +9,9 @@ from random import Random
 import pytest
 
 from stoker.checkpoints.bucket import Bucket, BucketName
-from stoker.checkpoints.bucket_errors import ObjectNotFound, StoreUnreachable
+from stoker.checkpoints.bucket_errors import ObjectNotFound
 from stoker.checkpoints.multipart import MAX_PARTS_AT_ONCE, PART_BYTES, upload
+from stoker.checkpoints.store import StoreUnreachable
 from support.minio import running
 
 PARTS = 7

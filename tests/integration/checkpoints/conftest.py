@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -162,19 +161,6 @@ def sources(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of two megabytes."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounting = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
-    mounted = subprocess.run(mounting, capture_output=True, text=True, check=False)
-    if mounted.returncode != 0:
-        pytest.skip(f"this user cannot mount a small disk: {mounted.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
-
-
-@pytest.fixture
 async def small_pusher(small_disk: Path, catalog: Catalog) -> Pusher:
     return Pusher(registry_in(small_disk, catalog), [])
 
@@ -187,14 +173,6 @@ def write_checkpoint() -> Callable[..., Path]:
 @pytest.fixture
 def write_shards() -> Callable[..., Path]:
     return make_shards
-
-
-@pytest.fixture
-def remount_read_only() -> Callable[[Path], None]:
-    def remount(disk: Path) -> None:
-        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-
-    return remount
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ async def test_progress_is_reported_in_stages_that_end_at_their_total(
     await pusher.push(checkpoint, "small")
     stages = {stage for stage, _, _ in pusher.reports}
     _, done_bytes, total_bytes = pusher.reports[-1]
-    assert stages == {"layout"}
+    assert stages == {"layout", "storing"}
     assert done_bytes == total_bytes > 0
 
 
