@@ -23,6 +23,7 @@ them. A pair that a table lacks cannot happen: asking for it is an assertion.
 TABLES: tuple[tuple[str, str, Mapping[tuple[StrEnum, StrEnum], StrEnum]], ...] = (
     ("An instance, as the dispatcher sees it", "INSTANCE", platform.INSTANCE),
     ("A worker process, as its agent sees it", "WORKER", platform.WORKER),
+    ("A node's copy of an artifact, as its cache sees it", "COPY", platform.COPY),
     ("A function's breaker", "BREAKER", platform.BREAKER),
     ("A worker, as it sees itself", "TRANSITIONS", runtime.TRANSITIONS),
 )

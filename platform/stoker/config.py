@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from stoker.errors import BadRequest
+from stoker.quantities import parse_size_bytes
 
 DEFAULT_PORT = 7717
 DEFAULT_LISTEN = f"127.0.0.1:{DEFAULT_PORT}"
 DEFAULT_URL = f"http://{DEFAULT_LISTEN}"
+_BUCKET = re.compile(r"s3://[^/?#\s]+(/[^?#\s]*)?")
 
 
 class Settings(BaseModel):
@@ -22,6 +25,8 @@ class Settings(BaseModel):
 
     home: Path = Field(default_factory=lambda: Path.home() / ".stoker")
     listen: str = DEFAULT_LISTEN
+    store: str | None = None  # s3://BUCKET or s3://BUCKET/FOLDER; None: a directory below `home`
+    cache_size: int | None = None  # bytes of the node's copies of what is in `store`
     warm_pool: int = Field(default=1, ge=0, le=64)  # blank workers kept ready on the node
     max_body_bytes: int = Field(default=8 << 20, ge=1024)  # of a request to the data plane
     drain_timeout_s: float = Field(default=10.0, gt=0)
@@ -31,6 +36,18 @@ class Settings(BaseModel):
     @classmethod
     def _absolute(cls, home: Path) -> Path:
         return home.expanduser().absolute()
+
+    @field_validator("store")
+    @classmethod
+    def _bucket(cls, store: str | None) -> str | None:
+        if store is not None and not _BUCKET.fullmatch(store):
+            raise ValueError("expected s3://BUCKET or s3://BUCKET/FOLDER")
+        return store
+
+    @field_validator("cache_size", mode="before")
+    @classmethod
+    def _size(cls, size: object) -> object:
+        return size if size is None else parse_size_bytes(size)
 
     @field_validator("listen")
     @classmethod

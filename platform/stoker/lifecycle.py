@@ -84,6 +84,32 @@ WORKER: Mapping[tuple[WorkerState, WorkerEvent], WorkerState] = {
 }
 
 
+class CopyState(StrEnum):
+    """A node's copy of an artifact, as its cache sees it."""
+
+    ABSENT = "absent"  # nothing is there, or a part of it that nobody brings the rest of
+    ARRIVING = "arriving"
+    WHOLE = "whole"  # every byte was compared on this node
+
+
+class CopyEvent(StrEnum):
+    WANTED = "wanted"
+    ARRIVED = "arrived"
+    ABANDONED = "abandoned"  # its fetch failed, or nobody waits for it any more
+    CHANGED = "changed"  # its files are not as they were when they were compared
+    EVICTED = "evicted"
+
+
+COPY: Mapping[tuple[CopyState, CopyEvent], CopyState] = {
+    (CopyState.ABSENT, CopyEvent.WANTED): CopyState.ARRIVING,
+    (CopyState.ABSENT, CopyEvent.EVICTED): CopyState.ABSENT,
+    (CopyState.ARRIVING, CopyEvent.ARRIVED): CopyState.WHOLE,
+    (CopyState.ARRIVING, CopyEvent.ABANDONED): CopyState.ABSENT,
+    (CopyState.WHOLE, CopyEvent.CHANGED): CopyState.ABSENT,
+    (CopyState.WHOLE, CopyEvent.EVICTED): CopyState.ABSENT,
+}
+
+
 class BreakerState(StrEnum):
     """Whether a function may be started: closed lets starts through, open holds them back."""
 

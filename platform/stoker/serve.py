@@ -10,12 +10,14 @@ import asyncio
 import contextlib
 import fcntl
 import gc
+import itertools
 import os
 import signal
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 import orjson
 import structlog
@@ -23,14 +25,15 @@ import uvloop
 
 from stoker.checkpoints.directory import DirectoryStore
 from stoker.checkpoints.registry import Registry
+from stoker.checkpoints.store import StoreUnreachable
 from stoker.config import Settings
 from stoker.domain import NodeId
-from stoker.errors import BadRequest, Conflict, StorageFull
+from stoker.errors import BadRequest, Conflict, StokerError, StorageFull
 from stoker.gateway.app import create_app
 from stoker.gateway.instances import Instances
 from stoker.listener import Listener, bind_tcp, bind_unix
 from stoker.node.agent import Agent
-from stoker.node.cache import LocalCache
+from stoker.node.cache import LocalCache, NodeCache
 from stoker.node.drivers.process import ProcessDriver
 from stoker.node.registration import Registration, keep_registered
 from stoker.node.server import create_agent_app
@@ -44,6 +47,13 @@ from stoker.telemetry import configure_logging
 COLLECT_AFTER_ALLOCATIONS = 10_000
 MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un of Linux, without the final zero: unix(7)
 
+RECONCILE_DELAYS_S = (1.0, 2.0, 5.0, 15.0)  # the last one repeats until the store answers
+
+if TYPE_CHECKING:
+    from stoker.checkpoints.bucket_store import BucketStore
+
+Checkpoints: TypeAlias = "DirectoryStore | BucketStore"
+
 log = structlog.get_logger(__name__)
 
 
@@ -56,7 +66,29 @@ def run(settings: Settings, ready_fd: int | None = None) -> None:
     """
     configure_logging(settings.log_level)
     with _home(settings.home):
-        uvloop.run(_serve(settings, ready_fd))
+        try:
+            uvloop.run(_serve(settings, ready_fd))
+        except ExceptionGroup as group:
+            raise _alone(group) from None
+
+
+def _alone(group: ExceptionGroup) -> Exception:
+    """The error in a group of one: what went wrong while the platform's tasks ran."""
+    error: Exception = group
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
+def checkpoint_store(settings: Settings) -> Checkpoints:
+    """Where checkpoints are kept. Raises BadRequest, StoreRefused."""
+    if settings.store is None:
+        return DirectoryStore(settings.home / "checkpoints")
+    # Only here, since importing boto3 takes a third of a second.
+    from stoker.checkpoints.bucket import Bucket, BucketName
+    from stoker.checkpoints.bucket_store import BucketStore
+
+    return BucketStore(Bucket(BucketName.parse(settings.store)))
 
 
 async def _serve(settings: Settings, ready_fd: int | None) -> None:
@@ -70,16 +102,18 @@ async def _serve(settings: Settings, ready_fd: int | None) -> None:
         store = await SqliteStore.open(settings.home / "stoker.db")
         closing.push_async_callback(store.close)
         catalog = Catalog(store)
-        checkpoints = DirectoryStore(settings.home / "checkpoints")
+        checkpoints = checkpoint_store(settings)
+        closing.push_async_callback(checkpoints.close)
         registry = Registry(settings.home, catalog, checkpoints)
-        await registry.recover()
+        recovered = await _recover(registry)
         deployed = [await catalog.revision(f.latest) for f in await catalog.functions()]
         tasks = await closing.enter_async_context(asyncio.TaskGroup())
+        following = [] if recovered else [tasks.create_task(_reconcile(registry), name="reconcile")]
         directory = NodeDirectory(store, tasks)
         dispatcher = Dispatcher(directory, tasks, clock=time.monotonic, wall_clock=time.time)
         for revision in deployed:
             await dispatcher.deployed(revision)
-        following = tasks.create_task(dispatcher.run(), name="follow nodes")
+        following.append(tasks.create_task(dispatcher.run(), name="follow nodes"))
         instances = Instances(lambda: {instance.id for instance in dispatcher.instances()})
         closing.callback(instances.close)
         app = create_app(
@@ -103,12 +137,40 @@ async def _serve(settings: Settings, ready_fd: int | None) -> None:
             dispatcher.close()
             gateway.stop()
             await serving
-        following.cancel()
+        for task in following:
+            task.cancel()
+
+
+async def _recover(registry: Registry) -> bool:
+    """Whether the registry could be recovered now. Where its store does not answer it has to be
+    reconciled as soon as that does; what is on the node can be served meanwhile."""
+    try:
+        await registry.recover()
+    except StoreUnreachable as error:
+        log.warning("store unreachable", error=error.message)
+        return False
+    return True
+
+
+async def _reconcile(registry: Registry) -> None:
+    """Reconciles the registry with its store when that answers again."""
+    for delay_s in itertools.chain(RECONCILE_DELAYS_S, itertools.repeat(RECONCILE_DELAYS_S[-1])):
+        await asyncio.sleep(delay_s)
+        try:
+            await registry.reconcile()
+        except StoreUnreachable as error:
+            log.info("store unreachable", error=error.message)
+        except StokerError as error:
+            log.warning("store unusable", error=error.message)
+            return
+        else:
+            log.info("store answers")
+            return
 
 
 @contextlib.asynccontextmanager
 async def _agent(
-    settings: Settings, store: SqliteStore, checkpoints: DirectoryStore, tasks: asyncio.TaskGroup
+    settings: Settings, store: SqliteStore, checkpoints: Checkpoints, tasks: asyncio.TaskGroup
 ) -> AsyncIterator[None]:
     """Runs this machine's agent, registered under a lease, and ends all it started."""
     run_dir, log_dir = settings.home / "run", settings.home / "logs"
@@ -117,7 +179,7 @@ async def _agent(
     agent = Agent(
         node_id,
         driver,
-        LocalCache(checkpoints),
+        await _cache(settings, checkpoints, tasks),
         warm_pool=settings.warm_pool,
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         name_worker=_worker_name,
@@ -140,6 +202,19 @@ async def _agent(
         server.stop()
         await serving
         socket.unlink(missing_ok=True)
+
+
+async def _cache(
+    settings: Settings, checkpoints: Checkpoints, tasks: asyncio.TaskGroup
+) -> LocalCache | NodeCache:
+    """The node's copies: what lies on this machine anyway is served in place."""
+    if isinstance(checkpoints, DirectoryStore):
+        return LocalCache(checkpoints)
+    cache = NodeCache(
+        settings.home / "cache", checkpoints, budget_bytes=settings.cache_size, tasks=tasks
+    )
+    await cache.open()
+    return cache
 
 
 async def _announce(directory: NodeDirectory, url: str, ready_fd: int | None) -> None:

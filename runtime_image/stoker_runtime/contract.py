@@ -91,7 +91,8 @@ class LoadRequest(Message):
     function: str
     revision: str
     engine: EngineName = EngineName.AUTO
-    checkpoint_path: str | None = None  # a directory on this node, already verified
+    checkpoint_path: str | None = None  # a directory on this node, whose bytes are verified
+    arriving: bool = False  # its safetensors files are still on their way to it
     source_path: str | None = None  # the directory that holds the user's handler
     handler: str | None = None  # file name in source_path, e.g. "handler.py"
     args: EngineArgs = Field(default_factory=EngineArgs)

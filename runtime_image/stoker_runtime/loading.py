@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias, TypeVar
 
 import torch
 
+import stoker_loader.aio
 from stoker_loader import LoadStats
 from stoker_runtime.contract import (
     EngineName,
@@ -29,7 +30,7 @@ from stoker_runtime.errors import InvalidRequest
 from stoker_runtime.generation import GenerationLoop
 from stoker_runtime.models import load_text_model
 from stoker_runtime.shelf import TokenizerShelf
-from stoker_runtime.weights import read_json
+from stoker_runtime.weights import read_json, rejecting
 
 EMBEDDING_ARCHITECTURES = frozenset(
     {"BertModel", "RobertaModel", "XLMRobertaModel", "MPNetModel", "DistilBertModel"}
@@ -112,9 +113,10 @@ async def _load_handler(request: LoadRequest, report: Report) -> tuple[Served, R
     module_name = "stoker_function_" + re.sub(r"\W", "_", request.instance_id)
     await engine.load(request.handler, module_name)
     report(clock.end("load"))
+    checkpoint_path = await _complete(request) if request.checkpoint_path else None
     context = HandlerContext(
         source_path=source_path,
-        checkpoint_path=Path(request.checkpoint_path) if request.checkpoint_path else None,
+        checkpoint_path=checkpoint_path,
         options=request.options,
     )
     await engine.setup(context)
@@ -148,7 +150,15 @@ async def _load_text(
         event_loop.call_soon_threadsafe(report, event)
 
     model = await _in_thread(
-        partial(load_text_model, _checkpoint(request), engine, request.args, ended, tokenizers.get)
+        partial(
+            load_text_model,
+            _checkpoint(request),
+            engine,
+            request.args,
+            ended,
+            tokenizers.get,
+            arriving=request.arriving,
+        )
     )
     model.loop.start()
     return model.loop, model.ready
@@ -156,7 +166,8 @@ async def _load_text(
 
 async def _load_embedding(request: LoadRequest, report: Report) -> tuple[Served, ReadyEvent]:
     clock = PhaseClock()
-    opened = await _in_thread(partial(open_encoder, _checkpoint(request)))
+    checkpoint = await _complete(request)
+    opened = await _in_thread(partial(open_encoder, checkpoint))
     stats = opened.stats
     report(
         clock.end(
@@ -195,6 +206,15 @@ def _checkpoint(request: LoadRequest) -> Path:
             param="checkpoint_path",
         )
     return Path(request.checkpoint_path)
+
+
+async def _complete(request: LoadRequest) -> Path:
+    """The checkpoint with all its files at their names: for code that opens them itself."""
+    checkpoint = _checkpoint(request)
+    if request.arriving:
+        with rejecting(checkpoint):
+            await stoker_loader.aio.wait_complete(checkpoint)
+    return checkpoint
 
 
 async def _in_thread(work: Callable[[], T]) -> T:

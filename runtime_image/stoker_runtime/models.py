@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -20,7 +21,7 @@ from stoker_runtime.errors import InvalidRequest
 from stoker_runtime.generation.bounds import Bounds
 from stoker_runtime.generation.loop import GenerationLoop
 from stoker_runtime.tokenizer import TextTokenizer
-from stoker_runtime.weights import eos_ids, read_json, rejecting
+from stoker_runtime.weights import eos_ids, open_weights, read_json, rejecting
 
 DEFAULT_CONTEXT_TOKENS = 8192  # where a manifest sets no max_model_len
 # The tokenizer's parser keeps the interpreter's lock. Resident weights are attached within this
@@ -55,8 +56,11 @@ def load_text_model(
     args: EngineArgs,
     report: PhaseReport,
     read_tokenizer: Callable[[Path], TextTokenizer] = TextTokenizer.load,
+    *,
+    arriving: bool = False,
 ) -> TextModel:
-    """Loads a model that generates text. Blocks: call it from a thread of its own.
+    """Loads a model that generates text. Blocks: call it from a thread of its own. Where the
+    weights are `arriving` the tokenizer is read meanwhile.
 
     Raises:
         CheckpointRejected: config, tokenizer or weights are missing, damaged or of no known kind.
@@ -69,10 +73,12 @@ def load_text_model(
     clock.part("config_ms")
     with (
         rejecting(checkpoint),
-        stoker_loader.open(checkpoint) as source,
-        ThreadPoolExecutor(1, thread_name_prefix="populate") as threads,
+        ThreadPoolExecutor(2, thread_name_prefix="load") as threads,
+        open_weights(checkpoint, arriving=arriving) as source,
     ):
         clock.part("open_ms")
+        read = partial(read_tokenizer, checkpoint)
+        reading = threads.submit(read) if arriving else None
         build = _causal_lm if chosen is EngineName.CAUSAL_LM else _transformers
         finish = build(checkpoint, config, source, args, context_tokens)
         clock.part("attach_ms")
@@ -80,15 +86,15 @@ def load_text_model(
         resident = _done(populated, HEAD_START_S)
         clock.part("populate_ms")
         tokenizer: TextTokenizer | None = None
-        if not resident:
-            tokenizer = read_tokenizer(checkpoint)
+        if not resident or reading:
+            tokenizer = reading.result() if reading else read()
             clock.part("tokenizer_ms")
             populated.result()
             clock.part("populate_rest_ms")
         stats = source.stats
         clock.end("load", report, Tier(stats.tier), stats.checkpoint_bytes)
         if tokenizer is None:
-            tokenizer = read_tokenizer(checkpoint)
+            tokenizer = read()
             clock.part("tokenizer_ms")
         built = finish()
         clock.part("engine_ms")

@@ -71,6 +71,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return document
 
 
+def open_weights(checkpoint: Path, *, arriving: bool) -> stoker_loader.Checkpoint:
+    """Opens the weights; those that are arriving are waited for tensor by tensor.
+
+    Raises LoaderErrors, see `rejecting`.
+    """
+    return stoker_loader.open_arriving(checkpoint) if arriving else stoker_loader.open(checkpoint)
+
+
 def eos_ids(config: Mapping[str, Any], generation_config: Mapping[str, Any]) -> frozenset[int]:
     """The tokens that end an answer; `generation_config.json` has the last word."""
     for source in (generation_config, config):

@@ -13,6 +13,7 @@ from pathlib import Path
 from stoker.domain import Digest, FunctionName, InstanceId, NodeId, RevisionId
 from stoker.errors import CheckpointNotFound
 from stoker.node.agent import Agent
+from stoker.node.cache import Held
 from stoker.node.drivers.process import ProcessDriver
 from stoker.node.wire import AgentEvent, NodeState, StartInstance
 from stoker_runtime.contract import EngineName
@@ -27,10 +28,14 @@ class FolderCache:
     def __init__(self, folders: dict[Digest, Path]) -> None:
         self._folders = folders
 
-    async def ensure(self, digest: Digest) -> Path:
+    @asynccontextmanager
+    async def hold(self, digest: Digest) -> AsyncIterator[Held]:
         if digest not in self._folders:
             raise CheckpointNotFound(f"no artifact {digest}")
-        return self._folders[digest]
+        yield Held(self._folders[digest])
+
+    async def find(self, digest: Digest) -> Path | None:
+        return self._folders.get(digest)
 
     async def resident_bytes(self, digest: Digest) -> int:
         return 0

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -25,8 +26,9 @@ from stoker.errors import (
     StokerError,
 )
 from stoker.lifecycle import WORKER, WorkerEvent, WorkerState, advance
+from stoker.node.cache import Held
 from stoker.node.drivers.base import Driver, Worker
-from stoker.node.loading import LoadRefused, load, prepare
+from stoker.node.loading import LoadRefused, load_arriving, overlapped, prepare
 from stoker.node.logs import LogBuffer
 from stoker.node.warm_pool import WarmPool
 from stoker.node.wire import (
@@ -51,8 +53,13 @@ log = structlog.get_logger(__name__)
 class Cache(Protocol):
     """The node's copies of checkpoints and sources."""
 
-    async def ensure(self, digest: Digest) -> Path:
-        """Returns the verified directory; raises CheckpointNotFound or CheckpointInvalid."""
+    def hold(self, digest: Digest) -> AbstractAsyncContextManager[Held]:
+        """The directory, with verified files alone, which stays until the end; raises
+        CheckpointNotFound, CheckpointInvalid, and why it cannot be brought."""
+        ...
+
+    async def find(self, digest: Digest) -> Path | None:
+        """The directory if all of it is there."""
         ...
 
     async def resident_bytes(self, digest: Digest) -> int:
@@ -71,6 +78,7 @@ class _Instance:
     bring_up: asyncio.Task[None] | None = None
     stopping: bool = False
     log: LogBuffer | None = None
+    files: AsyncExitStack = field(default_factory=AsyncExitStack)  # held as long as it exists
 
 
 @dataclass(slots=True)
@@ -195,9 +203,12 @@ class Agent:
         paths = []
         for digest in tuple(self._expected):
             try:
-                paths.append(await self._cache.ensure(digest))
+                path = await self._cache.find(digest)
             except StokerError as error:
                 log.info("not prepared for", checkpoint=digest, error=error.message)
+                continue
+            if path is not None:
+                paths.append(path)
         if paths:
             await prepare(worker, paths)
 
@@ -239,7 +250,7 @@ class Agent:
         """Claims a worker while the files are brought to the node, then loads them."""
         request = instance.request
         began = time.monotonic()
-        fetching = asyncio.create_task(self._fetch(request), name=f"fetch {request.instance_id}")
+        fetching = asyncio.create_task(self._hold(instance), name=f"files of {request.instance_id}")
         try:
             claimed = await self._pool.claim()
             instance.worker, instance.log = claimed.worker, claimed.worker.log
@@ -248,23 +259,31 @@ class Agent:
             checkpoint, source = await fetching
         finally:
             fetching.cancel()
-        fetched = time.monotonic()
-        phases, ready = await load(
+            await asyncio.wait([fetching])  # what it holds is let go by whoever ends the instance
+        readable = time.monotonic()
+        arrival = checkpoint.arrival if checkpoint else None
+        kept = checkpoint.kept if checkpoint else None
+        phases, ready = await load_arriving(
             claimed.worker,
             LoadRequest(
                 instance_id=request.instance_id,
                 function=request.function,
                 revision=request.revision,
                 engine=request.engine,
-                checkpoint_path=_text(checkpoint),
-                source_path=_text(source),
+                checkpoint_path=str(checkpoint.path) if checkpoint else None,
+                arriving=kept is not None and not kept.done(),
+                source_path=str(source.path) if source else None,
                 handler=request.handler,
                 args=request.args,  # type: ignore[arg-type]  # checked by the model
                 options=request.options,
                 env=request.env,
                 threads=request.threads,
             ),
+            arrival,
         )
+        fetch = MeasuredPhase(name=PhaseName.FETCH, duration_ms=(readable - provisioned) * 1e3)
+        if arrival is not None:
+            fetch, phases = overlapped(fetch, phases, await asyncio.shield(arrival), readable)
         how: Literal["claim", "spawn"] = "claim" if claimed.warm else "spawn"
         return Started(
             instance_id=request.instance_id,
@@ -274,16 +293,20 @@ class Agent:
             provisioned=how,
             phases=(
                 MeasuredPhase(name=PhaseName.PROVISION, duration_ms=(provisioned - began) * 1e3),
-                MeasuredPhase(name=PhaseName.FETCH, duration_ms=(fetched - provisioned) * 1e3),
+                fetch,
                 *phases,
             ),
             facts=ready.facts | {"engine": ready.engine, "context_tokens": ready.context_tokens},
         )
 
-    async def _fetch(self, request: StartInstance) -> tuple[Path | None, Path | None]:
-        """Brings what the instance needs to this node, and returns where it lies."""
-        checkpoint = await self._cache.ensure(request.checkpoint) if request.checkpoint else None
-        source = await self._cache.ensure(request.source) if request.source else None
+    async def _hold(self, instance: _Instance) -> tuple[Held | None, Held | None]:
+        """Brings what the instance needs to this node, for as long as it exists."""
+        checkpoint, source = [
+            await instance.files.enter_async_context(self._cache.hold(digest)) if digest else None
+            for digest in (instance.request.checkpoint, instance.request.source)
+        ]
+        if source is not None and source.kept is not None:
+            await asyncio.shield(source.kept)  # a handler opens its files itself
         return checkpoint, source
 
     async def _end(self, instance: _Instance, grace_s: float) -> None:
@@ -302,6 +325,7 @@ class Agent:
         if instance.worker is not None:
             await instance.worker.stop(0)
             instance.state = advance(WORKER, instance.state, WorkerEvent.EXITED)
+        await instance.files.aclose()
         if self._instances.pop(instance_id, None) is None:
             return
         if instance.log is not None:
@@ -333,10 +357,6 @@ class Agent:
 
     def _publish_node(self) -> None:
         self._subscribers.publish(self._node_state())
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
 
 
 def _as_worker_error(error: StokerError | LoadRefused) -> WorkerError:

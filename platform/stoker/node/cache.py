@@ -1,14 +1,60 @@
-"""The node's copies of checkpoints: verified before they are served, resident as `mincore` says."""
+"""The node's copies of checkpoints: verified before they are served, resident as `mincore` says.
+
+`LocalCache` serves what lies on this machine already; `NodeCache` brings copies from a store
+elsewhere, keeps them within a budget, and gives up those that are least worth their bytes.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
+import structlog
+
 import stoker_loader
-from stoker.checkpoints.store import InPlace
+from stoker.checkpoints.store import Content, InPlace, Signed, StoreRefused
+from stoker.checkpoints.waiting import in_thread, to_the_end
 from stoker.domain import Digest
+from stoker.errors import CheckpointInvalid, ShuttingDown, StokerError, StorageFull
+from stoker.lifecycle import COPY, CopyEvent, CopyState, advance
+from stoker.node.copies import Copies
+from stoker.node.fetching import Course, bring
+from stoker.node.greedy_dual import Valued, evict, used
+from stoker.store.base import StorageReadOnly
+
+MAX_LOCATES = 3  # of one arrival: signatures expire, and what rotted is put again
+# Until the first fetch was measured: of a link of 10 Gbit/s, and of a store that is asked.
+ASSUMED_BYTES_PER_S = 1.25e9
+ASK_S = 0.02
+RATE_WEIGHT = 0.3  # of the newest fetch
+SMALLEST_SAMPLE_BYTES = 1 << 20  # below this a rate says more about overheads
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A copy that stays on the node while it is held. Its weights may still arrive; then `arrival`
+    ends when the last byte has, and `kept` when all files are on the disk under their names; or
+    they say why not. Both are others' as well: to be awaited through `asyncio.shield`."""
+
+    path: Path
+    arrival: asyncio.Future[Arrived] | None = None
+    kept: asyncio.Future[None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """How a copy came."""
+
+    size_bytes: int  # brought from elsewhere
+    duration_s: float
+    at: float  # when it had, of the monotonic clock
 
 
 class LocalStore(Protocol):
@@ -19,16 +65,330 @@ class LocalStore(Protocol):
         ...
 
 
+class RemoteStore(Protocol):
+    """A checkpoint store elsewhere."""
+
+    async def locate(self, digest: Digest) -> Signed:
+        """Raises CheckpointNotFound, CheckpointInvalid, StoreUnreachable, StoreRefused."""
+        ...
+
+
 class LocalCache:
     """Serves artifacts in place from a store on this machine: the SSD copy is the store's."""
 
     def __init__(self, store: LocalStore) -> None:
         self._store = store
 
-    async def ensure(self, digest: Digest) -> Path:
+    @asynccontextmanager
+    async def hold(self, digest: Digest) -> AsyncIterator[Held]:
+        yield Held((await self._store.locate(digest)).path)
+
+    async def find(self, digest: Digest) -> Path | None:
         return (await self._store.locate(digest)).path
 
     async def resident_bytes(self, digest: Digest) -> int:
-        path = await self.ensure(digest)
-        residency = await asyncio.to_thread(stoker_loader.residency, path)
-        return residency.resident_bytes
+        return await _resident_bytes((await self._store.locate(digest)).path)
+
+
+@dataclass(slots=True)
+class _Arrival:
+    """The fetch of a copy that is under way, and what those who wait for it wait on."""
+
+    task: asyncio.Task[None] | None = None
+    readable: asyncio.Future[None] = field(default_factory=asyncio.Future)
+    arrived: asyncio.Future[Arrived] = field(default_factory=asyncio.Future)
+    kept: asyncio.Future[None] = field(default_factory=asyncio.Future)
+    stopping: bool = False
+
+    def begin(self) -> None:
+        """It can be opened."""
+        if not self.readable.done():
+            self.readable.set_result(None)
+
+    def end(self, arrived: Arrived) -> None:
+        """The last byte has come."""
+        if not self.arrived.done():
+            self.arrived.set_result(arrived)
+
+    def keep(self) -> None:
+        """It is on the disk for good."""
+        self.begin()
+        if not self.kept.done():
+            self.kept.set_result(None)
+
+    def fail(self, error: StokerError) -> None:
+        """What has not happened will not."""
+        for future in (self.readable, self.arrived, self.kept):
+            if not future.done():
+                future.set_exception(error)
+                future.exception()  # it may be that nobody waits any more
+
+
+@dataclass(slots=True, eq=False)
+class _Copy:
+    """What is known of one artifact on this node; only the event loop touches it."""
+
+    digest: Digest
+    worth: Valued[Digest]  # whose bytes are those that it takes of the budget
+    state: CopyState = CopyState.ABSENT
+    holders: int = 0
+    arrival: _Arrival | None = None
+    last_used_at: float | None = None  # Unix seconds
+    changing: asyncio.Lock = field(default_factory=asyncio.Lock)  # while files come or go
+
+
+class NodeCache:
+    """The copies below `root`, brought from `store`, that together take `budget_bytes` at most
+    (None: what the disk has). Fetches are tasks of `tasks`."""
+
+    def __init__(
+        self,
+        root: Path,
+        store: RemoteStore,
+        *,
+        budget_bytes: int | None,
+        tasks: asyncio.TaskGroup,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._folders = Copies(root)
+        self._store = store
+        self._budget_bytes = budget_bytes
+        self._tasks = tasks
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._copies: dict[Digest, _Copy] = {}
+        self._evicted_value = 0.0  # the clock of greedy-dual
+        self._bytes_per_s = ASSUMED_BYTES_PER_S
+
+    async def open(self) -> None:
+        """After a start: finds what is there, and what of it was compared on this node."""
+        for digest, disk_bytes in (await in_thread(self._folders.sweep)).items():
+            copy = self._copy(digest)
+            self._takes(copy, disk_bytes)
+            if await in_thread(self._folders.unchanged, digest):
+                copy.state = advance(COPY, copy.state, CopyEvent.WANTED)
+                copy.state = advance(COPY, copy.state, CopyEvent.ARRIVED)
+        if self._budget_bytes is not None and self._taken_bytes() > self._budget_bytes:
+            await self._free(self._taken_bytes() - self._budget_bytes)
+
+    @asynccontextmanager
+    async def hold(self, digest: Digest) -> AsyncIterator[Held]:
+        """The artifact's folder, with all but its weights whole, and not evicted until the end.
+
+        Whoever holds it first has it fetched; when the last one leaves before it is whole, its
+        fetch stops and what has come stays. Raises CheckpointNotFound, CheckpointInvalid,
+        StoreUnreachable, StoreRefused, StorageFull, StorageReadOnly.
+        """
+        copy = self._copy(digest)
+        copy.holders += 1
+        try:
+            yield await self._held(copy)
+        finally:
+            copy.holders -= 1
+            arrival = copy.arrival
+            if copy.holders == 0 and arrival is not None and arrival.task is not None:
+                arrival.stopping = True
+                arrival.task.cancel()
+
+    async def find(self, digest: Digest) -> Path | None:
+        """The artifact's folder if all of it is there."""
+        copy = self._copies.get(digest)
+        whole = copy is not None and copy.state is CopyState.WHOLE
+        return self._folders.path(digest) if whole else None
+
+    async def resident_bytes(self, digest: Digest) -> int:
+        path = await self.find(digest)
+        return 0 if path is None else await _resident_bytes(path)
+
+    # --- one copy -------------------------------------------------------------------------------
+
+    async def _held(self, copy: _Copy) -> Held:
+        path = self._folders.path(copy.digest)
+        while True:
+            if copy.state is CopyState.WHOLE:
+                if await in_thread(self._folders.unchanged, copy.digest):
+                    self._use(copy)
+                    return Held(path)
+                if copy.state is CopyState.WHOLE:
+                    log.warning("a copy changed on the disk", checkpoint=copy.digest)
+                    copy.state = advance(COPY, copy.state, CopyEvent.CHANGED)
+            if copy.state is CopyState.ABSENT:
+                self._begin(copy)
+            arrival = copy.arrival
+            assert arrival is not None
+            if arrival.stopping:
+                assert arrival.task is not None
+                await asyncio.wait([arrival.task])
+                continue
+            await asyncio.shield(arrival.readable)
+            self._use(copy)
+            return Held(path, arrival.arrived, arrival.kept)
+
+    def _begin(self, copy: _Copy) -> None:
+        copy.state = advance(COPY, copy.state, CopyEvent.WANTED)
+        copy.arrival = arrival = _Arrival()
+        arrival.task = self._tasks.create_task(
+            self._arrive(copy, arrival), name=f"fetch {copy.digest}"
+        )
+
+    async def _arrive(self, copy: _Copy, arrival: _Arrival) -> None:
+        event = CopyEvent.ABANDONED
+        try:
+            async with copy.changing:
+                try:
+                    await self._bring(copy, arrival)
+                except BaseException:
+                    if not copy.worth.size_bytes:  # given up when it was wanted again
+                        await in_thread(self._folders.drop, copy.digest)
+                    raise
+            event = CopyEvent.ARRIVED
+            arrival.keep()
+        except StokerError as error:
+            log.warning("not fetched", checkpoint=copy.digest, error=error.message)
+            arrival.fail(error)
+        finally:
+            arrival.fail(ShuttingDown(f"the fetch of {copy.digest} was stopped"))
+            copy.state = advance(COPY, copy.state, event)
+            copy.arrival = None
+
+    async def _bring(self, copy: _Copy, arrival: _Arrival) -> None:
+        location = await self._store.locate(copy.digest)
+        for _ in range(MAX_LOCATES - 1):
+            try:
+                return await self._fetch(copy, arrival, location)
+            except (StoreRefused, CheckpointInvalid):
+                if arrival.stopping:
+                    raise
+                again = await self._store.locate(copy.digest)
+                if not self._is_news(location, again):
+                    raise
+                location = again
+        return await self._fetch(copy, arrival, location)
+
+    def _is_news(self, before: Signed, now: Signed) -> bool:
+        """Whether what a store refused may be given now: signed again, or put again."""
+        tags = [{path: one.etag for path, one in at.sources.items()} for at in (before, now)]
+        return tags[0] != tags[1] or self._wall_clock() >= before.expires_at
+
+    async def _fetch(self, copy: _Copy, arrival: _Arrival, location: Signed) -> None:
+        size_bytes = _size_bytes(location.content)
+        await self._make_room(copy, size_bytes)
+        began = self._clock()
+
+        def filled(brought_bytes: int) -> None:
+            ended = self._clock()
+            self._learn(brought_bytes, ended - began)
+            arrival.end(Arrived(brought_bytes, ended - began, ended))
+
+        while True:
+            course = Course(arrival.begin, filled)
+            try:
+                await bring(location, self._folders.path(copy.digest), course)
+                break
+            except StorageReadOnly:
+                raise
+            except StorageFull:
+                # Of a disk that others fill as well: what a fetch needs it takes at its beginning.
+                if not await self._free(size_bytes, keep=copy):
+                    raise
+        await in_thread(self._folders.vouch, location.content, course.stats)
+        log.info(
+            "fetched",
+            checkpoint=copy.digest,
+            bytes=course.brought_bytes,
+            seconds=round(self._clock() - began, 3),
+        )
+
+    def _learn(self, brought_bytes: int, duration_s: float) -> None:
+        if brought_bytes >= SMALLEST_SAMPLE_BYTES and duration_s > 0:
+            rate = brought_bytes / duration_s
+            self._bytes_per_s += RATE_WEIGHT * (rate - self._bytes_per_s)
+
+    # --- room -----------------------------------------------------------------------------------
+
+    async def _make_room(self, copy: _Copy, size_bytes: int) -> None:
+        """Takes `size_bytes` of the budget for a copy, before anything of it comes."""
+        needed_bytes, had_bytes = 0, copy.worth.size_bytes
+        if self._budget_bytes is not None:
+            needed_bytes = self._taken_bytes() - had_bytes + size_bytes - self._budget_bytes
+        self._takes(copy, size_bytes)  # before anybody else counts
+        if needed_bytes > 0 and not await self._free(needed_bytes, keep=copy):
+            self._takes(copy, had_bytes)
+            raise StorageFull(
+                f"{copy.digest} needs {size_bytes} bytes of the node's cache of"
+                f" {self._budget_bytes}, and what else is there is in use: raise --cache-size, or"
+                " stop functions",
+                details={"needed_bytes": size_bytes, "budget_bytes": self._budget_bytes},
+            )
+
+    async def _free(self, needed_bytes: int, keep: _Copy | None = None) -> bool:
+        """Gives up copies that nobody holds, and never `keep`, if they have so many bytes."""
+        candidates = [
+            copy.worth
+            for copy in self._copies.values()
+            if copy.holders == 0
+            and copy.state is not CopyState.ARRIVING
+            and copy.worth.size_bytes
+            and copy is not keep
+        ]
+        if sum(worth.size_bytes for worth in candidates) < needed_bytes:
+            return False
+        eviction = evict(candidates, needed_bytes, self._evicted_value)
+        self._evicted_value = eviction.clock
+        victims = {self._copies[digest]: 0 for digest in eviction.victims}
+        for victim in victims:  # all of them before anything is awaited: nobody counts them twice
+            victims[victim] = victim.worth.size_bytes
+            victim.state = advance(COPY, victim.state, CopyEvent.EVICTED)
+            self._takes(victim, 0)
+        await to_the_end(self._drop(victims))
+        return True
+
+    async def _drop(self, victims: Mapping[_Copy, int]) -> None:
+        """Removes the files of copies that were given up, which had so many bytes."""
+        failed: StokerError | None = None
+        for victim, size_bytes in victims.items():
+            if not _unwanted(victim):  # its lock may be held for as long as a fetch takes
+                continue
+            async with victim.changing:
+                if not _unwanted(victim):
+                    continue
+                try:
+                    await in_thread(self._folders.drop, victim.digest)
+                except StokerError as error:
+                    failed = error
+                    self._takes(victim, size_bytes)
+                    continue
+            log.info("evicted", checkpoint=victim.digest, bytes=size_bytes)
+        if failed is not None:
+            raise failed
+
+    def _copy(self, digest: Digest) -> _Copy:
+        if digest not in self._copies:
+            self._copies[digest] = _Copy(digest, Valued(digest, size_bytes=0, reload_s=ASK_S))
+        return self._copies[digest]
+
+    def _takes(self, copy: _Copy, size_bytes: int) -> None:
+        copy.worth = replace(copy.worth, size_bytes=size_bytes)
+
+    def _taken_bytes(self) -> int:
+        return sum(copy.worth.size_bytes for copy in self._copies.values())
+
+    def _use(self, copy: _Copy) -> None:
+        reload_s = ASK_S + copy.worth.size_bytes / self._bytes_per_s
+        copy.worth = used(replace(copy.worth, reload_s=reload_s), self._evicted_value)
+        copy.last_used_at = self._wall_clock()
+
+
+def _unwanted(victim: _Copy) -> bool:
+    """Whether nobody has asked again for what was given up."""
+    return victim.state is CopyState.ABSENT and not victim.worth.size_bytes
+
+
+def _size_bytes(content: Content) -> int:
+    return sum(file.size_bytes for file in content.digest.files)
+
+
+async def _resident_bytes(path: Path) -> int:
+    residency = await asyncio.to_thread(stoker_loader.residency, path)
+    return residency.resident_bytes

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import httpx
 import structlog
 
-from stoker.domain import PhaseName
+from stoker.domain import PhaseName, Tier
 from stoker.errors import StartupFailed
+from stoker.node.cache import Arrived
 from stoker.node.drivers.base import Worker
 from stoker.node.wire import MeasuredPhase
+from stoker_loader.errors import FetchAbandonedError, WaitTimeoutError
 from stoker_runtime.contract import (
     LOAD_EVENT,
     FailedEvent,
@@ -24,6 +27,8 @@ from stoker_runtime.contract import (
 
 log = structlog.get_logger(__name__)
 
+LOST_ARRIVAL = frozenset({FetchAbandonedError.code, WaitTimeoutError.code})
+COVERED = 0.9  # of a fetch's own time, if its bytes are to say something of its rate
 NO_BOUND = httpx.Timeout(None)  # of a load's duration; its waiters have deadlines of their own
 
 
@@ -86,6 +91,44 @@ async def load(worker: Worker, request: LoadRequest) -> tuple[list[MeasuredPhase
         raise StartupFailed(f"the worker died while it loaded ({ended})") from error
     ended = await worker.stop(0)
     raise StartupFailed(f"the worker ended its load without a result ({ended})")
+
+
+async def load_arriving(
+    worker: Worker, request: LoadRequest, arrival: asyncio.Future[Arrived] | None
+) -> tuple[list[MeasuredPhase], ReadyEvent]:
+    """As `load`, of files that may be on their way until `arrival`. What ends that early is raised
+    instead of what the worker makes of it."""
+    try:
+        return await load(worker, request)
+    except LoadRefused as refused:
+        if arrival is None or refused.error.code not in LOST_ARRIVAL:
+            raise
+        await asyncio.shield(arrival)
+        # It went on, from another signature of the same bytes say, when the worker had given up.
+        raise StartupFailed(f"the fetch was interrupted: {refused.error.message}") from refused
+
+
+def overlapped(
+    fetch: MeasuredPhase, phases: Sequence[MeasuredPhase], arrived: Arrived, readable_at: float
+) -> tuple[MeasuredPhase, list[MeasuredPhase]]:
+    """The phases of a start whose load began at `readable_at` (of the monotonic clock), when its
+    bytes may still have been arriving: until they had, the time is the fetch's."""
+    overlap_ms = max(arrived.at - readable_at, 0.0) * 1e3
+    fetch_ms = fetch.duration_ms + overlap_ms
+    if arrived.size_bytes:
+        fetch = fetch.model_copy(update={"tier": Tier.REMOTE})
+    # A fetch that others began, or that ran beside the claim, was faster than this phase says.
+    if fetch_ms >= COVERED * arrived.duration_s * 1e3:
+        fetch = fetch.model_copy(update={"bytes": arrived.size_bytes})
+    cut: list[MeasuredPhase] = []
+    for phase in phases:
+        taken_ms = min(overlap_ms, phase.duration_ms)
+        overlap_ms -= taken_ms
+        changes: dict[str, object] = {"duration_ms": phase.duration_ms - taken_ms}
+        if taken_ms:  # of a rate that is another tier's, nothing is to be learned
+            changes |= {"tier": None, "bytes": 0}
+        cut.append(phase.model_copy(update=changes))
+    return fetch.model_copy(update={"duration_ms": fetch_ms}), cut
 
 
 def _client(worker: Worker) -> httpx.AsyncClient:
