@@ -7,7 +7,14 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 
 from stoker.errors import BadRequest
 from stoker.quantities import parse_size_bytes
@@ -26,6 +33,7 @@ class Settings(BaseModel):
     home: Path = Field(default_factory=lambda: Path.home() / ".stoker")
     listen: str = DEFAULT_LISTEN
     store: str | None = None  # s3://BUCKET or s3://BUCKET/FOLDER; None: a directory below `home`
+    events_token: SecretStr | None = None  # of whoever may say what happened in the bucket
     cache_size: int | None = None  # bytes of the node's copies of what is in `store`
     warm_pool: int = Field(default=1, ge=0, le=64)  # blank workers kept ready on the node
     max_body_bytes: int = Field(default=8 << 20, ge=1024)  # of a request to the data plane

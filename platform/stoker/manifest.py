@@ -46,6 +46,7 @@ MAX_ENV_VARIABLES = 256
 LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 NAME_RULE = "1 to 63 lower-case letters, digits and '-', not beginning or ending with '-'"
 _STORED = re.compile(r"store://(?P<reference>[^@/]+(@(blake3:)?[0-9a-f]{64})?)")
+_UPLOADED = re.compile(r"s3://models/(?P<folder>[^/@]+)/?")
 _DIGEST = re.compile(r"blake3:[0-9a-f]{64}")
 _SCHEME = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -60,7 +61,8 @@ class _Section(BaseModel):
 
 
 class ModelSection(_Section):
-    """`uri`: a directory (relative to the manifest), `store://NAME[@digest]` or `blake3:...`.
+    """`uri`: a directory (relative to the manifest), `store://NAME[@digest]`, `s3://models/NAME`
+    (a folder that was uploaded to the platform's bucket) or `blake3:...`.
     `digest` pins the checkpoint; for a directory the CLI sets it when it has uploaded the files."""
 
     uri: str | None = Field(default=None, min_length=1)
@@ -69,8 +71,10 @@ class ModelSection(_Section):
     @field_validator("uri")
     @classmethod
     def _known_place(cls, uri: str | None) -> str | None:
-        if uri is None or _STORED.fullmatch(uri) or _DIGEST.fullmatch(uri):
+        if uri is None or any(known.fullmatch(uri) for known in (_STORED, _UPLOADED, _DIGEST)):
             return uri
+        if uri.startswith("s3://"):
+            raise ValueError("expected s3://models/NAME, a folder of the platform's own bucket")
         if uri.startswith(("store://", "blake3:")):
             raise ValueError("expected store://NAME, store://NAME@blake3:... or blake3:...")
         if match := _SCHEME.match(uri):
@@ -89,9 +93,16 @@ class ModelSection(_Section):
     @property
     def directory(self) -> str | None:
         """The uri when it names a directory and not something in the store."""
-        if self.uri is None or _STORED.fullmatch(self.uri) or _DIGEST.fullmatch(self.uri):
+        kept = (_STORED, _UPLOADED, _DIGEST)
+        if self.uri is None or any(known.fullmatch(self.uri) for known in kept):
             return None
         return self.uri
+
+    @property
+    def folder(self) -> str | None:
+        """The name below models/ in the platform's bucket, when the uri is of that kind."""
+        match = _UPLOADED.fullmatch(self.uri) if self.uri is not None else None
+        return match["folder"] if match else None
 
 
 class SourceSection(_Section):

@@ -51,6 +51,7 @@ RECONCILE_DELAYS_S = (1.0, 2.0, 5.0, 15.0)  # the last one repeats until the sto
 
 if TYPE_CHECKING:
     from stoker.checkpoints.bucket_store import BucketStore
+    from stoker.checkpoints.imports import Imports
 
 Checkpoints: TypeAlias = "DirectoryStore | BucketStore"
 
@@ -114,6 +115,9 @@ async def _serve(settings: Settings, ready_fd: int | None) -> None:
         for revision in deployed:
             await dispatcher.deployed(revision)
         following.append(tasks.create_task(dispatcher.run(), name="follow nodes"))
+        imports = _imports(settings, checkpoints, registry)
+        if imports is not None:
+            following.append(tasks.create_task(imports.run(), name="import folders"))
         instances = Instances(lambda: {instance.id for instance in dispatcher.instances()})
         closing.callback(instances.close)
         app = create_app(
@@ -122,6 +126,7 @@ async def _serve(settings: Settings, ready_fd: int | None) -> None:
             leasing=dispatcher,
             instances=instances,
             nodes=directory,
+            imports=imports,
             settings=settings,
         )
         gateway = Listener(app, bound, settings.drain_timeout_s)
@@ -202,6 +207,15 @@ async def _agent(
         server.stop()
         await serving
         socket.unlink(missing_ok=True)
+
+
+def _imports(settings: Settings, checkpoints: Checkpoints, registry: Registry) -> Imports | None:
+    """Makes checkpoints of the folders that people upload, where there is a bucket for that."""
+    if isinstance(checkpoints, DirectoryStore):
+        return None
+    from stoker.checkpoints.imports import Imports
+
+    return Imports(checkpoints.bucket, registry, settings.home / "imports")
 
 
 async def _cache(

@@ -198,6 +198,10 @@ class Bucket:
         """The key in the bucket, below this bucket's folder."""
         return self._prefix + key
 
+    def key_of(self, full: str) -> str | None:
+        """The key below this bucket's folder of one in the bucket; None for what is not there."""
+        return full.removeprefix(self._prefix) if full.startswith(self._prefix) else None
+
     async def call(self, key: str, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs a call of boto3's, or work made of them, in one of the bucket's threads."""
         with bucket_errors(self.name, self.endpoint, key):

@@ -75,7 +75,7 @@ class BucketStore:
     """Artifacts as objects of `bucket`, which this closes."""
 
     def __init__(self, bucket: Bucket, *, now: Callable[[], float] = time.time) -> None:
-        self._bucket = bucket
+        self.bucket = bucket
         self._now = now
         self._turns = Turns()
 
@@ -90,7 +90,7 @@ class BucketStore:
         return Content(record.artifact, record.digest)
 
     async def contents(self) -> AsyncIterator[Content]:
-        async for found in self._bucket.objects(FOLDER, below=False):
+        async for found in self.bucket.objects(FOLDER, below=False):
             match = _RECORD_KEY.fullmatch(found.key)
             if match is None:
                 continue  # somebody else's
@@ -105,7 +105,7 @@ class BucketStore:
         record = await self._record(digest)
         if record.corrupt:
             raise CheckpointInvalid(
-                f"{record.corrupt[0]} was found corrupt in bucket {self._bucket.name!r}; push the"
+                f"{record.corrupt[0]} was found corrupt in bucket {self.bucket.name!r}; push the"
                 " checkpoint again",
                 details={"reason": "found_corrupt", "file": record.corrupt[0]},
             )
@@ -114,12 +114,12 @@ class BucketStore:
         def sign() -> dict[str, stoker_loader.Source]:
             return {
                 path: stoker_loader.Source(
-                    self._bucket.url(stored, SIGNED_FOR_S), etag=f'"{stored.etag}"'
+                    self.bucket.url(stored, SIGNED_FOR_S), etag=f'"{stored.etag}"'
                 )
                 for path, stored in record.objects.items()
             }
 
-        sources = await self._bucket.call(_record_key(digest), sign)
+        sources = await self.bucket.call(_record_key(digest), sign)
         return Signed(Content(record.artifact, record.digest), sources, expires_at)
 
     async def is_sound(self, digest: Digest) -> bool:
@@ -174,9 +174,9 @@ class BucketStore:
                 missing = error
             except RecordDamaged:
                 pass  # it goes all the same
-            await self._bucket.delete([_record_key(digest)])  # from here on it is not there
+            await self.bucket.delete([_record_key(digest)])  # from here on it is not there
             left = [found.key async for found in self._objects(digest)]
-            await self._bucket.delete(left)
+            await self.bucket.delete(left)
             if missing and not left:
                 raise missing
 
@@ -186,7 +186,7 @@ class BucketStore:
         newest: dict[str, float] = {}
         keys: dict[str, list[str]] = {}
         recorded: set[str] = set()
-        async for found in self._bucket.objects(FOLDER):
+        async for found in self.bucket.objects(FOLDER):
             if match := _RECORD_KEY.fullmatch(found.key):
                 recorded.add(match[1])
             elif match := _OBJECT_KEY.match(found.key):
@@ -195,13 +195,13 @@ class BucketStore:
         for name in keys.keys() - recorded:
             if newest[name] < self._now() - ORPHAN_S:
                 log.warning("%s%s/ has no record and is removed", FOLDER, name)
-                await self._bucket.delete(keys[name])
+                await self.bucket.delete(keys[name])
 
     async def close(self) -> None:
-        await self._bucket.close()
+        await self.bucket.close()
 
     def _objects(self, digest: Digest) -> AsyncIterator[StoredObject]:
-        return self._bucket.objects(f"{FOLDER}{_hex(digest)}/")
+        return self.bucket.objects(f"{FOLDER}{_hex(digest)}/")
 
     async def _put(self, folder: Path, content: Content, report: Report) -> None:
         digest = content.artifact.digest
@@ -214,7 +214,7 @@ class BucketStore:
             if not record.corrupt and not await self._changed(record):
                 return
             # Objects that rotted look as they did: what is there under their ETag is not theirs.
-            await self._bucket.delete([_key(digest, path) for path in record.corrupt])
+            await self.bucket.delete([_key(digest, path) for path in record.corrupt])
         for _ in range(MAX_PUTS):
             if not await self._changed(await self._send(folder, content, report)):
                 return
@@ -231,7 +231,7 @@ class BucketStore:
                 report(before_bytes + file_bytes, total_bytes)
 
             key = _key(content.artifact.digest, file.name)
-            objects[file.name] = await upload(self._bucket, key, folder / file.name, sent)
+            objects[file.name] = await upload(self.bucket, key, folder / file.name, sent)
             done_bytes += file.size_bytes
         record = _Record(VERSION, content.artifact, content.digest, objects)
         await self._write(record)
@@ -251,7 +251,7 @@ class BucketStore:
                 f"the record of {record.artifact.digest} has {len(data)} bytes, more than"
                 f" {MAX_RECORD_BYTES}: split the checkpoint"
             )
-        await self._bucket.put(_record_key(record.artifact.digest), data)
+        await self.bucket.put(_record_key(record.artifact.digest), data)
 
     async def _changed(self, record: _Record) -> bool:
         """Whether an object of the record's is gone, or is another one than when it was written."""
@@ -267,10 +267,10 @@ class BucketStore:
     async def _record(self, digest: Digest) -> _Record:
         key = _record_key(digest)
         try:
-            data = await self._bucket.get(key, MAX_RECORD_BYTES)
+            data = await self.bucket.get(key, MAX_RECORD_BYTES)
         except ObjectNotFound:
             raise CheckpointNotFound(
-                f"the files of {digest} are not in bucket {self._bucket.name!r}; push them again"
+                f"the files of {digest} are not in bucket {self.bucket.name!r}; push them again"
                 " with `stoker push DIR NAME`",
                 param=digest,
             ) from None
@@ -290,8 +290,8 @@ class BucketStore:
 
     def _damaged(self, key: str) -> RecordDamaged:
         return RecordDamaged(
-            f"{key} in bucket {self._bucket.name!r} is no record of a checkpoint; push it again",
-            details={"bucket": self._bucket.name, "key": key},
+            f"{key} in bucket {self.bucket.name!r} is no record of a checkpoint; push it again",
+            details={"bucket": self.bucket.name, "key": key},
         )
 
     async def _chunks(self, path: str, stored: StoredObject) -> AsyncGenerator[tuple[int, str]]:
@@ -299,7 +299,7 @@ class BucketStore:
         pending = bytearray()
         number = 0
         try:
-            async with aclosing(self._bucket.read(stored)) as pieces:
+            async with aclosing(self.bucket.read(stored)) as pieces:
                 async for piece in pieces:
                     pending += piece
                     while len(pending) >= CHUNK_BYTES:

@@ -19,8 +19,8 @@ from pathlib import Path
 from stoker.checkpoints.files import FileSpec, Kind, check_files, source_digest
 from stoker.checkpoints.ingest import Ingested, StageProgress, Stop, ingest
 from stoker.checkpoints.receiving import receive
-from stoker.checkpoints.staging import Staging, Upload
-from stoker.checkpoints.store import CheckpointStore, Content, Report
+from stoker.checkpoints.staging import Staging, Upload, remove_tree
+from stoker.checkpoints.store import CheckpointStore, Content
 from stoker.checkpoints.waiting import Turns, in_thread, to_the_end
 from stoker.domain import Artifact, Digest
 from stoker.errors import (
@@ -32,6 +32,7 @@ from stoker.errors import (
     StorageFull,
 )
 from stoker.store.catalog import Catalog
+from stoker.store.disk import disk_errors
 
 MAX_INGESTS = 1  # layouts at a time: one already saturates the disk
 MAX_WRITES = 8  # files received at a time
@@ -118,19 +119,22 @@ class Registry:
                 self._ingests,
                 self._giving_up(upload_id, on=(CheckpointInvalid, StorageFull)),
             ):
-                ingested = await self._ingest(upload, progress)
-            stop = Stop()
-
-            def stored(done_bytes: int, total_bytes: int) -> None:
-                if done_bytes < total_bytes:  # all of it there: to stop would help nobody
-                    stop.check()
-                progress("storing", done_bytes, total_bytes)
-
-            async with self.turns.of(Digest(ingested.digest.root)):
-                publishing = self._publish(upload, ingested, name, stored)
-                return await to_the_end(publishing, on_cancel=stop.ask)
+                folder = self._staging.folder(upload.id)
+                ingested = await self._ingest(upload.kind, folder, progress)
+            return await self._stored(ingested, name, upload.source_digest, folder, progress)
         finally:
             self._committing.discard(upload_id)
+
+    async def make(self, folder: Path, name: str, progress: StageProgress) -> Artifact:
+        """Makes a checkpoint of the files in `folder/files`; the folder is gone afterwards.
+
+        When cancelled, or when it fails, the folder stays. Raises CheckpointInvalid, StorageFull,
+        and what the store raises.
+        """
+        _check_name(Kind.CHECKPOINT, name)
+        async with self._ingests:
+            ingested = await self._ingest(Kind.CHECKPOINT, folder, progress)
+        return await self._stored(ingested, name, None, folder, progress)
 
     async def committable(self, upload_id: str, name: str | None) -> Upload:
         """The upload, if `commit` may begin with it now. Raises what `commit` raises at once."""
@@ -211,31 +215,48 @@ class Registry:
 
     # --- parts of a commit ------------------------------------------------------------------
 
-    async def _ingest(self, upload: Upload, progress: StageProgress) -> Ingested:
+    async def _ingest(self, kind: Kind, folder: Path, progress: StageProgress) -> Ingested:
         loop = asyncio.get_running_loop()
         stop = Stop()
 
         def report(stage: str, done_bytes: int, total_bytes: int) -> None:
             loop.call_soon_threadsafe(progress, stage, done_bytes, total_bytes)
 
-        folder = self._staging.folder(upload.id)
-        work = asyncio.to_thread(ingest, upload.kind, folder, report, stop)
+        work = asyncio.to_thread(ingest, kind, folder, report, stop)
         return await to_the_end(work, on_cancel=stop.ask)
 
-    async def _publish(
-        self, upload: Upload, ingested: Ingested, name: str | None, report: Report
+    async def _stored(
+        self,
+        ingested: Ingested,
+        name: str | None,
+        source_digest: Digest | None,
+        folder: Path,
+        progress: StageProgress,
     ) -> Artifact:
-        artifact = Artifact(
-            digest=Digest(ingested.digest.root),
-            size_bytes=ingested.size_bytes,
-            name=name,
-            source_digest=upload.source_digest,
-            created_at=self._now(),
-        )
-        await self.store.put(ingested.folder, Content(artifact, ingested.digest), report)
-        artifact = await self._catalog.put_artifact(artifact)
-        await in_thread(self._staging.discard, upload.id)
-        return artifact
+        """Puts what was made of `folder` into the store and the catalog; the folder goes."""
+        stop = Stop()
+
+        def report(done_bytes: int, total_bytes: int) -> None:
+            if done_bytes < total_bytes:  # all of it there: to stop would help nobody
+                stop.check()
+            progress("storing", done_bytes, total_bytes)
+
+        async def publish() -> Artifact:
+            artifact = Artifact(
+                digest=Digest(ingested.digest.root),
+                size_bytes=ingested.size_bytes,
+                name=name,
+                source_digest=source_digest,
+                created_at=self._now(),
+            )
+            await self.store.put(ingested.folder, Content(artifact, ingested.digest), report)
+            artifact = await self._catalog.put_artifact(artifact)
+            with disk_errors(folder):
+                await in_thread(remove_tree, folder)
+            return artifact
+
+        async with self.turns.of(Digest(ingested.digest.root)):
+            return await to_the_end(publish(), on_cancel=stop.ask)
 
     @asynccontextmanager
     async def _giving_up(

@@ -16,11 +16,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 from structlog.typing import FilteringBoundLogger
 
+from stoker.checkpoints.imports import Imports
 from stoker.checkpoints.registry import Registry
 from stoker.checkpoints.upkeep import Upkeep
 from stoker.config import Settings
 from stoker.errors import BadRequest, StokerError
-from stoker.gateway import checkpoints
+from stoker.gateway import bucket_events, checkpoints
 from stoker.gateway.call import call_of
 from stoker.gateway.encoding import json_response
 from stoker.gateway.events import HOLD_S, PING_S
@@ -61,6 +62,7 @@ def create_app(
     timelines: Timelines | None = None,
     metrics: Metrics | None = None,
     nodes: Warmth | None = None,
+    imports: Imports | None = None,
     clock: Callable[[], float] = time.monotonic,
     now: Callable[[], float] = time.time,
     draw_seed: Callable[[], int] = lambda: secrets.randbits(SEED_BITS),
@@ -77,19 +79,23 @@ def create_app(
         instances = Instances(lambda: {one.id for one in leasing.instances()})
     invoker = Invoker(leasing, instances, timelines, metrics, clock)
     openai = OpenAI(catalog, resolver, invoker, now, draw_seed, hold_s, ping_s)
-    functions = Functions(catalog, registry, resolver, leasing, timelines, metrics, now)
+    functions = Functions(catalog, registry, resolver, leasing, timelines, metrics, now, imports)
     health = Health(catalog, leasing, metrics, nodes)
     operations = _operations(openai, Invocations(openai), functions, health)
     uploads = [
         *upload_routes(registry),
-        *checkpoints.routes(registry, Upkeep(catalog, registry.store, registry.turns, now=now)),
+        *checkpoints.routes(
+            registry, Upkeep(catalog, registry.store, registry.turns, now=now), imports
+        ),
     ]
+    bounded = [Middleware(BodyBound, max_body_bytes=settings.max_body_bytes)]
+    if imports is not None:
+        uploads += bucket_events.routes(imports, settings.events_token, bounded)
     described = document(operations, uploads, version("stoker"))
 
     async def openapi(request: Request) -> Response:  # noqa: ARG001
         return json_response(described)
 
-    bounded = [Middleware(BodyBound, max_body_bytes=settings.max_body_bytes)]
     return Starlette(
         routes=[*routes_of(operations, bounded), Route("/openapi.json", openapi), *uploads],
         middleware=[

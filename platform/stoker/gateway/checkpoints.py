@@ -17,9 +17,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from stoker.checkpoints.imports import Imports
 from stoker.checkpoints.ingest import StageProgress
 from stoker.checkpoints.registry import Registry
 from stoker.checkpoints.upkeep import Upkeep
+from stoker.errors import CheckpointNotFound
 from stoker.gateway.call import call_of
 from stoker.gateway.parsing import parse, read_json
 from stoker.gateway.progress import ProgressResponse
@@ -33,9 +35,9 @@ class CollectCheckpoints(Edge):
     dry_run: bool = False
 
 
-def routes(registry: Registry, upkeep: Upkeep) -> list[Route]:
+def routes(registry: Registry, upkeep: Upkeep, imports: Imports | None) -> list[Route]:
     """Reading a checkpoint again takes as long as its disk or network does."""
-    handlers = CheckpointHandlers(registry, upkeep)
+    handlers = CheckpointHandlers(registry, upkeep, imports)
     checkpoint = "/v1/checkpoints/{reference}"
     return [
         Route("/v1/checkpoints", handlers.list, methods=["GET"], name="checkpoints"),
@@ -59,9 +61,10 @@ def routes(registry: Registry, upkeep: Upkeep) -> list[Route]:
 class CheckpointHandlers:
     """The routes' endpoints; what they say of themselves is in the OpenAPI document."""
 
-    def __init__(self, registry: Registry, upkeep: Upkeep) -> None:
+    def __init__(self, registry: Registry, upkeep: Upkeep, imports: Imports | None) -> None:
         self._registry = registry
         self._upkeep = upkeep
+        self._imports = imports
 
     async def list(self, _request: Request) -> Response:
         """List checkpoints, oldest first."""
@@ -70,7 +73,13 @@ class CheckpointHandlers:
 
     async def describe(self, request: Request) -> Response:
         """Describe a checkpoint, by name, name@digest or digest."""
-        found = await self._upkeep.describe(request.path_params["reference"])
+        reference = request.path_params["reference"]
+        try:
+            found = await self._upkeep.describe(reference)
+        except CheckpointNotFound:
+            if self._imports is not None and self._imports.knows(reference):
+                self._imports.require(reference)  # says what it lacks
+            raise
         files = [{"path": file.name, "size_bytes": file.size_bytes} for file in found.files]
         return JSONResponse(
             {

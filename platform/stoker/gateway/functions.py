@@ -10,6 +10,7 @@ import yaml
 from starlette.requests import Request
 from starlette.responses import Response
 
+from stoker.checkpoints.imports import Imports
 from stoker.checkpoints.registry import Registry
 from stoker.domain import Artifact, Function, FunctionName, Revision
 from stoker.errors import BadRequest, InvalidManifest
@@ -22,7 +23,7 @@ from stoker.gateway.resolve import ANY, Resolver
 from stoker.gateway.schema import PrewarmRequest, ScaleRequest
 from stoker.gateway.timelines import Timelines, startup_of
 from stoker.gateway.views import function_details, function_row, instance_view, revision_view
-from stoker.manifest import Manifest, parse_manifest, to_draft
+from stoker.manifest import Manifest, ModelSection, parse_manifest, to_draft
 from stoker.scheduler.lease import Leasing
 from stoker.store.catalog import Catalog
 from stoker.telemetry import Metrics
@@ -39,6 +40,7 @@ class Functions:
     timelines: Timelines
     metrics: Metrics
     now: Callable[[], float]
+    imports: Imports | None = None  # where there is a bucket
 
     # --- deploy -----------------------------------------------------------------------------
 
@@ -73,12 +75,24 @@ class Functions:
     async def _artifacts_of(self, manifest: Manifest) -> tuple[Artifact | None, Artifact | None]:
         checkpoint = source = None
         if manifest.model is not None:
-            directory = manifest.model.directory is not None
-            uri = manifest.model.digest or (None if directory else manifest.model.uri)
-            checkpoint = await self.registry.resolve(uri) if uri else None
+            checkpoint = await self._checkpoint_of(manifest.model)
         if manifest.source is not None:
             source = await self.registry.resolve(manifest.source.digest)
         return checkpoint, source
+
+    async def _checkpoint_of(self, model: ModelSection) -> Artifact | None:
+        """Raises CheckpointNotFound, BadRequest."""
+        if model.digest is not None:
+            return await self.registry.resolve(model.digest)
+        if model.folder is not None:
+            if self.imports is None:
+                raise BadRequest(
+                    f"{model.uri} names a folder of a bucket, and this platform has none: start it"
+                    " with --store s3://BUCKET",
+                    param="model.uri",
+                )
+            return await self.registry.resolve(self.imports.require(model.folder))
+        return await self.registry.resolve(model.uri) if model.uri and not model.directory else None
 
     # --- look -------------------------------------------------------------------------------
 
