@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 from tests.bench.loader.contenders import Peers  # noqa: E402
 from tests.bench.loader.plan import SEED, Plan  # noqa: E402
-from tests.bench.loader.run import ROWS, run  # noqa: E402
+from tests.bench.loader.run import FAILED, ROWS, run  # noqa: E402
 from tests.bench.loader.store import CHECKPOINTS, Store  # noqa: E402
 from tests.bench.report import LOADER, markdown, write_json  # noqa: E402
 
@@ -61,6 +61,9 @@ def main() -> int:
     path = ROOT / "build" / "bench-loader" / f"{report.started_at.replace(':', '')}.json"
     write_json(report, path)
     _tell(f"wrote {path.relative_to(ROOT)}")
+    if failed := [note for note in report.notes if note.startswith(FAILED)]:
+        _tell("\n".join([*failed, "what is not whole is not published"]))
+        return 1
     if args.publish:
         docs = ROOT / "docs"
         write_json(report, docs / "loader-benchmarks" / "latest.json")

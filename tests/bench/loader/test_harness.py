@@ -12,18 +12,19 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.bench.loader.child import MAX_COLD_SHARE, Order, Outcome, evict
 from tests.bench.loader.compare import close_to_ours
 from tests.bench.loader.contenders import CONTENDERS, FAILURES_FILE, OURS, Peers, requirements
-from tests.bench.loader.contest import Contest
+from tests.bench.loader.contest import MAX_TRIES, Contest
 from tests.bench.loader.judge import judge
 from tests.bench.loader.ours import ABLATION, VERIFICATION, VERIFY_OFF, VERIFY_ON
 from tests.bench.loader.plan import MIN_ROUNDS, Plan
 from tests.bench.loader.processes import MeasureFailedError, Relay
 from tests.bench.loader.results import Results, touched_s, usable_s
-from tests.bench.loader.run import ROWS, run
+from tests.bench.loader.run import FAILED, ROWS, gather, run
 from tests.bench.loader.store import REHEARSAL, Store
 from tests.bench.report import LOADER, markdown, read_json, write_json
 
@@ -144,14 +145,44 @@ def test_a_peer_that_fails_is_left_out_with_its_reason(store: Store) -> None:
     assert contest.notes == [f"tensorizer has no figure on {REHEARSAL}: exit 1: tiny/x broke"]
 
 
-def test_our_own_failure_ends_the_run(store: Store) -> None:
+def test_a_measurement_of_ours_is_tried_again_a_bounded_number_of_times(store: Store) -> None:
     contest = Contest(store, store.peers, Plan.quick(), random.Random(1), lambda line: None)
+    fails = [MAX_TRIES - 1]
 
     def fail() -> float:
-        raise MeasureFailedError("exit 1: it broke")
+        if fails[0]:
+            fails[0] -= 1
+            raise MeasureFailedError("exit 1: it broke")
+        return 1.0
 
+    calls = {OURS: fail}
+    assert contest.rounds("cold", REHEARSAL, calls, time_limit_s=60) == {OURS: [1.0]}
+    assert len(contest.notes) == MAX_TRIES - 1
+    assert all("measured again, since exit 1: it broke" in note for note in contest.notes)
+    fails[0] = MAX_TRIES
     with pytest.raises(MeasureFailedError, match="it broke"):
-        contest.rounds("cold", REHEARSAL, {OURS: fail}, time_limit_s=60)
+        contest.rounds("cold", REHEARSAL, calls, time_limit_s=60)
+
+
+def test_a_stage_that_fails_costs_no_other(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    contest = Contest(
+        store, store.peers, replace(Plan.quick(), time_limit_s=60), random.Random(1), print
+    )
+    rounds = Contest.rounds
+
+    def break_warm(self: Contest, what: str, *rest: Any) -> Any:
+        if what == "warm":
+            raise MeasureFailedError("exit 1: it broke")
+        return rounds(self, what, *rest)
+
+    monkeypatch.setattr(Contest, "rounds", break_warm)
+    results = gather(contest, {"warm", "verify"})
+    assert results.verification
+    assert not results.warm
+    failed = [note for note in contest.notes if note.startswith(FAILED)]
+    assert len(failed) == 1
+    assert "it broke" in failed[0]
+    contest.relay.end()
 
 
 def test_a_stage_ends_with_its_share_of_the_time_and_the_report_says_so(store: Store) -> None:
