@@ -23,8 +23,8 @@ from stoker.domain import Digest
 from stoker.errors import CheckpointInvalid, ShuttingDown, StokerError, StorageFull
 from stoker.lifecycle import COPY, CopyEvent, CopyState, advance
 from stoker.node.copies import Copies
+from stoker.node.eviction import Valued, evict, used
 from stoker.node.fetching import Course, bring
-from stoker.node.greedy_dual import Valued, evict, used
 from stoker.store.base import StorageReadOnly
 
 MAX_LOCATES = 3  # of one arrival: signatures expire, and what rotted is put again
@@ -158,7 +158,7 @@ class NodeCache:
         self._clock = clock
         self._wall_clock = wall_clock
         self._copies: dict[Digest, _Copy] = {}
-        self._evicted_value = 0.0  # the clock of greedy-dual
+        self._uses = 0
         self._bytes_per_s = ASSUMED_BYTES_PER_S
 
     async def open(self) -> None:
@@ -334,9 +334,7 @@ class NodeCache:
         ]
         if sum(worth.size_bytes for worth in candidates) < needed_bytes:
             return False
-        eviction = evict(candidates, needed_bytes, self._evicted_value)
-        self._evicted_value = eviction.clock
-        victims = {self._copies[digest]: 0 for digest in eviction.victims}
+        victims = {self._copies[digest]: 0 for digest in evict(candidates, needed_bytes)}
         for victim in victims:  # all of them before anything is awaited: nobody counts them twice
             victims[victim] = victim.worth.size_bytes
             victim.state = advance(COPY, victim.state, CopyEvent.EVICTED)
@@ -376,7 +374,8 @@ class NodeCache:
 
     def _use(self, copy: _Copy) -> None:
         reload_s = ASK_S + copy.worth.size_bytes / self._bytes_per_s
-        copy.worth = used(replace(copy.worth, reload_s=reload_s), self._evicted_value)
+        self._uses += 1
+        copy.worth = used(replace(copy.worth, reload_s=reload_s), self._uses)
         copy.last_used_at = self._wall_clock()
 
 
