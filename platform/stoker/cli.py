@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from stoker.client import checkpoint_commands
+from stoker.client import cache_commands, checkpoint_commands
 from stoker.client.options import DEFAULT_URL, Output, Url, connect, terminal
 from stoker.errors import StokerError
 
@@ -47,6 +47,7 @@ app = typer.Typer(
     add_completion=True,
 )
 app.add_typer(checkpoint_commands.app, name="checkpoints")
+app.add_typer(cache_commands.app, name="cache")
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The function.")]
 

@@ -33,8 +33,9 @@ from stoker.gateway.app import create_app
 from stoker.gateway.instances import Instances
 from stoker.listener import Listener, bind_tcp, bind_unix
 from stoker.node.agent import Agent
-from stoker.node.cache import LocalCache, NodeCache
+from stoker.node.cache import NodeCache
 from stoker.node.drivers.process import ProcessDriver
+from stoker.node.local_cache import LocalCache
 from stoker.node.registration import Registration, keep_registered
 from stoker.node.server import create_agent_app
 from stoker.scheduler.dispatcher import Dispatcher

@@ -3,19 +3,26 @@ the store is not."""
 
 from __future__ import annotations
 
+import json
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.testing import CliRunner, Result
 
 from e2e.conftest import ROOT, Up, run_up
+from stoker.cli import app
 from stoker.client.local import tail
 from stoker.errors import StartupFailed
 from support.minio import Minio, executable, running
 
 pytestmark = pytest.mark.model
+
+PREFETCH_TIMEOUT_S = 30.0
 
 BODY = {
     "model": "chat",
@@ -55,6 +62,23 @@ def answer(up: Up) -> tuple[str, dict[str, dict[str, object]]]:
     return text, {phase["name"]: phase for phase in startup["phases"]}
 
 
+def stoker(up: Up, *arguments: str) -> Result:
+    return CliRunner().invoke(app, [*arguments, "--url", up.local.url])
+
+
+def copies(up: Up) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(stoker(up, "cache", "list", "-o", "json").stdout)
+    return found
+
+
+def until(up: Up, key: str, value: object) -> None:
+    """Until something is so of the only copy, which no event tells a client of."""
+    deadline = time.monotonic() + PREFETCH_TIMEOUT_S
+    while [copy[key] for copy in copies(up)] != [value]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_a_model_in_a_bucket_starts_on_an_empty_node_and_without_the_bucket(
     own_minio: Minio, smollm2: Path, tmp_path: Path
 ) -> None:
@@ -74,7 +98,19 @@ def test_a_model_in_a_bucket_starts_on_an_empty_node_and_without_the_bucket(
     with platform(home) as up:
         again, phases = answer(up)
         assert (again, phases["fetch"]["tier"]) == (said, "remote")
+        (copy,) = copies(up)
+        assert (copy["state"], copy["holders"]) == ("whole", 1)
+        assert copy["dram_bytes"] > 200e6
+        kept = stoker(up, "cache", "evict", copy["digest"])
+        assert kept.exit_code == 1
+        assert "their functions to 0" in kept.stderr
         up.scale("chat", 0)
+        until(up, "holders", 0)
+        assert stoker(up, "cache", "evict", copy["digest"]).exit_code == 0
+        assert copies(up) == []
+        assert stoker(up, "cache", "prefetch", copy["digest"]).exit_code == 0
+        until(up, "state", "whole")
+        assert "DRAM" in stoker(up, "cache", "list").stdout
         again, phases = answer(up)
         assert again == said
         assert phases["fetch"]["tier"] is None, "it is on the node"

@@ -13,9 +13,9 @@ from pathlib import Path
 from stoker.domain import Digest, FunctionName, InstanceId, NodeId, RevisionId
 from stoker.errors import CheckpointNotFound
 from stoker.node.agent import Agent
-from stoker.node.cache import Held
 from stoker.node.drivers.process import ProcessDriver
-from stoker.node.wire import AgentEvent, NodeState, StartInstance
+from stoker.node.held import Held
+from stoker.node.wire import AgentEvent, CacheState, NodeState, StartInstance
 from stoker_runtime.contract import EngineName
 from support.handlers import ECHO, write_handler
 
@@ -39,6 +39,12 @@ class FolderCache:
 
     async def resident_bytes(self, digest: Digest) -> int:
         return 0
+
+    async def state(self) -> CacheState:
+        return CacheState()
+
+    async def evict(self, digest: Digest) -> None:
+        del self._folders[digest]
 
 
 @dataclass

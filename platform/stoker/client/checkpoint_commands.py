@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
     from stoker.client.http import Json
 
-SHOWN_DIGEST_CHARS = len("blake3:") + 12
 
 app = typer.Typer(
     help="See, verify and delete what was pushed.",
@@ -93,8 +92,6 @@ def gc(
 
 
 def _table(rows: list[Json]) -> RenderableType:
-    """Digests are cut to what tells them apart: whole ones leave no room for the other columns."""
-    from stoker.client.tables import CHECKPOINT_COLUMNS, table
+    from stoker.client.tables import CHECKPOINT_COLUMNS, shortened, table
 
-    short = [{**row, "digest": row["digest"][:SHOWN_DIGEST_CHARS]} for row in rows]
-    return table(short, CHECKPOINT_COLUMNS)
+    return table(shortened(rows), CHECKPOINT_COLUMNS)

@@ -186,6 +186,22 @@ class Platform:
                     raise error_from(event)
                 yield event
 
+    # --- nodes -------------------------------------------------------------------------------
+
+    def nodes(self) -> list[Json]:
+        return list(self._json("GET", "/v1/nodes")["nodes"])
+
+    def cache(self, node: str) -> Json:
+        return self._json("GET", _path("nodes", node, "cache"))
+
+    def prefetch(self, node: str, reference: str) -> None:
+        with self._open("POST", _path("nodes", node, "cache", reference, "prefetch")):
+            return
+
+    def evict(self, node: str, reference: str) -> None:
+        with self._open("POST", _path("nodes", node, "cache", reference, "evict")):
+            return
+
     # --- the platform ------------------------------------------------------------------------
 
     def ready(self, *, warm: bool = False) -> Json:

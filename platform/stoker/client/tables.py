@@ -10,6 +10,7 @@ from typing import Any, Literal
 from rich.table import Table
 from rich.text import Text
 
+SHOWN_DIGEST_CHARS = len("blake3:") + 12
 STATE_STYLES = {
     "ready": "green",
     "starting": "yellow",
@@ -62,7 +63,21 @@ CHECKPOINT_COLUMNS = (
     Column("PUSHED", "created_at"),
     Column("DIGEST", "digest"),
 )
+COPY_COLUMNS = (
+    Column("NODE", "node"),
+    Column("CHECKPOINT", "name"),
+    Column("DIGEST", "digest"),
+    Column("STATE", "state"),
+    Column("SSD", "ssd_bytes", right=True),
+    Column("DRAM", "dram_bytes", right=True),
+    Column("USED BY", "holders", right=True),
+)
 FILE_COLUMNS = (Column("FILE", "path"), Column("SIZE", "size_bytes", right=True))
+
+
+def shortened(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows whose digests are cut to what tells them apart: whole ones leave no room for others."""
+    return [{**row, "digest": row["digest"][:SHOWN_DIGEST_CHARS]} for row in rows]
 
 
 def table(rows: Sequence[dict[str, Any]], columns: Iterable[Column]) -> Table:

@@ -26,11 +26,13 @@ from stoker.gateway.call import call_of
 from stoker.gateway.encoding import json_response
 from stoker.gateway.events import HOLD_S, PING_S
 from stoker.gateway.functions import Functions
-from stoker.gateway.health import Health, Warmth
+from stoker.gateway.health import Health
 from stoker.gateway.instances import Instances
 from stoker.gateway.invocations import Invocations
 from stoker.gateway.invoke import Invoker
 from stoker.gateway.middleware import BodyBound, Entry
+from stoker.gateway.nodes import Nodes
+from stoker.gateway.nodes import routes as node_routes
 from stoker.gateway.openai.routes import OpenAI
 from stoker.gateway.openapi import Operation, document, routes_of
 from stoker.gateway.problems import MethodNotAllowed, RouteNotFound, answer
@@ -61,7 +63,7 @@ def create_app(
     instances: Instances | None = None,
     timelines: Timelines | None = None,
     metrics: Metrics | None = None,
-    nodes: Warmth | None = None,
+    nodes: Nodes | None = None,
     imports: Imports | None = None,
     clock: Callable[[], float] = time.monotonic,
     now: Callable[[], float] = time.time,
@@ -89,6 +91,8 @@ def create_app(
         ),
     ]
     bounded = [Middleware(BodyBound, max_body_bytes=settings.max_body_bytes)]
+    if nodes is not None:
+        uploads += node_routes(nodes, registry, catalog)
     if imports is not None:
         uploads += bucket_events.routes(imports, settings.events_token, bounded)
     described = document(operations, uploads, version("stoker"))

@@ -26,13 +26,14 @@ from stoker.errors import (
     StokerError,
 )
 from stoker.lifecycle import WORKER, WorkerEvent, WorkerState, advance
-from stoker.node.cache import Held
 from stoker.node.drivers.base import Driver, Worker
+from stoker.node.held import Held
 from stoker.node.loading import LoadRefused, load_arriving, overlapped, prepare
 from stoker.node.logs import LogBuffer
 from stoker.node.warm_pool import WarmPool
 from stoker.node.wire import (
     AgentEvent,
+    CacheState,
     Exited,
     MeasuredPhase,
     NodeState,
@@ -64,6 +65,14 @@ class Cache(Protocol):
 
     async def resident_bytes(self, digest: Digest) -> int:
         """Bytes of it that the page cache holds now."""
+        ...
+
+    async def state(self) -> CacheState:
+        """What is there, and what keeps it."""
+        ...
+
+    async def evict(self, digest: Digest) -> None:
+        """Gives up a copy. Raises Conflict while somebody needs it."""
         ...
 
 
@@ -119,6 +128,7 @@ class Agent:
         self._resident: dict[Digest, int] = {}
         self._subscribers = _Subscribers()
         self._closed = False
+        self._prefetches: set[asyncio.Task[None] | None] = set()
         self._expected: OrderedDict[Digest, None] = OrderedDict()
         self._pool = WarmPool(
             driver, warm_pool, name_worker, self._prepare, self._publish_node, tasks
@@ -131,6 +141,9 @@ class Agent:
     async def close(self, grace_s: float) -> None:
         """Stops every instance and blank worker; requests under way get `grace_s`."""
         self._closed = True
+        for prefetch in list(self._prefetches):
+            if prefetch is not None:
+                prefetch.cancel()
         running = [i for i in self._instances if not self._instances[i].stopping]
         async with asyncio.TaskGroup() as group:
             group.create_task(self._pool.close(0))
@@ -143,6 +156,33 @@ class Agent:
         `MAX_PREPARED` that were expected or started last count."""
         if self._remember(checkpoint):
             self._pool.prepare_all()
+
+    async def cache(self) -> CacheState:
+        """What the node has of checkpoints and sources."""
+        return await self._cache.state()
+
+    async def evict(self, digest: Digest) -> None:
+        """Raises Conflict while somebody needs it."""
+        await self._cache.evict(digest)
+
+    def prefetch(self, digest: Digest) -> None:
+        """Begins to bring a copy, before anybody needs it. Raises ShuttingDown."""
+        if self._closed:
+            raise ShuttingDown(f"node {self.node_id!r} is shutting down")
+        self._prefetches.add(
+            self._tasks.create_task(self._bring(digest), name=f"prefetch {digest}")
+        )
+
+    async def _bring(self, digest: Digest) -> None:
+        task = asyncio.current_task()
+        try:
+            async with self._cache.hold(digest) as held:
+                if held.kept is not None:
+                    await asyncio.shield(held.kept)
+        except StokerError as error:
+            log.warning("not prefetched", checkpoint=digest, error=error.message)
+        finally:
+            self._prefetches.discard(task)
 
     def start(self, request: StartInstance) -> None:
         """Begins to bring an instance up; `Started` or `Exited` follows as an event.

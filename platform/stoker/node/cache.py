@@ -1,14 +1,11 @@
-"""The node's copies of checkpoints: verified before they are served, resident as `mincore` says.
-
-`LocalCache` serves what lies on this machine already; `NodeCache` brings copies from a store
-elsewhere, keeps them within a budget, and gives up those that are least worth their bytes.
-"""
+"""The node's copies of what a store elsewhere keeps: brought once, held while they are needed, kept
+within a budget, and given up when they are least worth their bytes."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,15 +13,16 @@ from typing import Protocol
 
 import structlog
 
-import stoker_loader
-from stoker.checkpoints.store import Content, InPlace, Signed, StoreRefused
+from stoker.checkpoints.store import Content, Signed, StoreRefused
 from stoker.checkpoints.waiting import in_thread, to_the_end
 from stoker.domain import Digest
-from stoker.errors import CheckpointInvalid, ShuttingDown, StokerError, StorageFull
+from stoker.errors import CheckpointInvalid, Conflict, ShuttingDown, StokerError, StorageFull
 from stoker.lifecycle import COPY, CopyEvent, CopyState, advance
 from stoker.node.copies import Copies
 from stoker.node.eviction import Valued, evict, used
 from stoker.node.fetching import Course, bring
+from stoker.node.held import Arrived, Held, resident_bytes
+from stoker.node.wire import CacheState, CopyInfo
 from stoker.store.base import StorageReadOnly
 
 MAX_LOCATES = 3  # of one arrival: signatures expire, and what rotted is put again
@@ -37,32 +35,9 @@ SMALLEST_SAMPLE_BYTES = 1 << 20  # below this a rate says more about overheads
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
-    """A copy that stays on the node while it is held. Its weights may still arrive; then `arrival`
-    ends when the last byte has, and `kept` when all files are on the disk under their names; or
-    they say why not. Both are others' as well: to be awaited through `asyncio.shield`."""
-
-    path: Path
-    arrival: asyncio.Future[Arrived] | None = None
-    kept: asyncio.Future[None] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Arrived:
-    """How a copy came."""
-
-    size_bytes: int  # brought from elsewhere
-    duration_s: float
-    at: float  # when it had, of the monotonic clock
-
-
-class LocalStore(Protocol):
-    """A checkpoint store on this machine, as the embedded platform's own is."""
-
-    async def locate(self, digest: Digest) -> InPlace:
-        """Raises CheckpointNotFound, CheckpointInvalid."""
-        ...
+class CopyInUse(Conflict):
+    code = "copy_in_use"
+    retryable = False
 
 
 class RemoteStore(Protocol):
@@ -71,23 +46,6 @@ class RemoteStore(Protocol):
     async def locate(self, digest: Digest) -> Signed:
         """Raises CheckpointNotFound, CheckpointInvalid, StoreUnreachable, StoreRefused."""
         ...
-
-
-class LocalCache:
-    """Serves artifacts in place from a store on this machine: the SSD copy is the store's."""
-
-    def __init__(self, store: LocalStore) -> None:
-        self._store = store
-
-    @asynccontextmanager
-    async def hold(self, digest: Digest) -> AsyncIterator[Held]:
-        yield Held((await self._store.locate(digest)).path)
-
-    async def find(self, digest: Digest) -> Path | None:
-        return (await self._store.locate(digest)).path
-
-    async def resident_bytes(self, digest: Digest) -> int:
-        return await _resident_bytes((await self._store.locate(digest)).path)
 
 
 @dataclass(slots=True)
@@ -199,7 +157,40 @@ class NodeCache:
 
     async def resident_bytes(self, digest: Digest) -> int:
         path = await self.find(digest)
-        return 0 if path is None else await _resident_bytes(path)
+        return 0 if path is None else await resident_bytes(path)
+
+    async def state(self) -> CacheState:
+        """All copies, also those of which a part is there."""
+        found = []
+        for copy in list(self._copies.values()):
+            if not copy.worth.size_bytes:
+                continue
+            whole = copy.state is CopyState.WHOLE
+            found.append(
+                CopyInfo(
+                    digest=copy.digest,
+                    state=copy.state,
+                    ssd_bytes=copy.worth.size_bytes,
+                    dram_bytes=await self.resident_bytes(copy.digest) if whole else 0,
+                    holders=copy.holders,
+                    frequency=copy.worth.frequency,
+                    used_at=copy.last_used_at,
+                )
+            )
+        return CacheState(copies=tuple(found), budget_bytes=self._budget_bytes)
+
+    async def evict(self, digest: Digest) -> None:
+        """Gives up a copy; one that is not there is given up already. Raises CopyInUse."""
+        copy = self._copies.get(digest)
+        if copy is None or not copy.worth.size_bytes:
+            return
+        if copy.holders or copy.state is CopyState.ARRIVING:
+            raise CopyInUse(
+                f"{digest} is needed by {copy.holders} instances or starts of this node; scale"
+                " their functions to 0 first",
+                param=digest,
+            )
+        await self._give_up([copy])
 
     # --- one copy -------------------------------------------------------------------------------
 
@@ -334,13 +325,15 @@ class NodeCache:
         ]
         if sum(worth.size_bytes for worth in candidates) < needed_bytes:
             return False
-        victims = {self._copies[digest]: 0 for digest in evict(candidates, needed_bytes)}
+        await self._give_up([self._copies[digest] for digest in evict(candidates, needed_bytes)])
+        return True
+
+    async def _give_up(self, copies: Sequence[_Copy]) -> None:
+        victims = {copy: copy.worth.size_bytes for copy in copies}
         for victim in victims:  # all of them before anything is awaited: nobody counts them twice
-            victims[victim] = victim.worth.size_bytes
             victim.state = advance(COPY, victim.state, CopyEvent.EVICTED)
             self._takes(victim, 0)
         await to_the_end(self._drop(victims))
-        return True
 
     async def _drop(self, victims: Mapping[_Copy, int]) -> None:
         """Removes the files of copies that were given up, which had so many bytes."""
@@ -386,8 +379,3 @@ def _unwanted(victim: _Copy) -> bool:
 
 def _size_bytes(content: Content) -> int:
     return sum(file.size_bytes for file in content.digest.files)
-
-
-async def _resident_bytes(path: Path) -> int:
-    residency = await asyncio.to_thread(stoker_loader.residency, path)
-    return residency.resident_bytes

@@ -8,8 +8,8 @@ from pathlib import Path
 import httpx
 
 from stoker.domain import Digest, InstanceId
-from stoker.errors import InstanceNotFound, NoCapacity
-from stoker.node.wire import AGENT_EVENT, AgentEvent, Expected, StartInstance
+from stoker.errors import Conflict, InstanceNotFound, NoCapacity
+from stoker.node.wire import AGENT_EVENT, AgentEvent, CacheState, Expected, StartInstance
 
 CALL_TIMEOUT_S = 5.0  # an agent answers these at once or is not well
 KEEP_ALIVE_S = 60.0  # below the listener's own, so that a start finds its connection open
@@ -41,6 +41,17 @@ class NodeClient:
         """Raises InstanceNotFound if the agent does not (or no longer) know it."""
         await self._call("DELETE", f"/v1/instances/{instance_id}?grace_s={grace_s}")
 
+    async def cache(self) -> CacheState:
+        """What the node has of checkpoints and sources."""
+        return CacheState.model_validate_json(await self._call("GET", "/v1/cache"))
+
+    async def prefetch(self, digest: Digest) -> None:
+        await self._call("POST", f"/v1/cache/{digest}/prefetch")
+
+    async def evict(self, digest: Digest) -> None:
+        """Raises Conflict while an instance there needs it."""
+        await self._call("POST", f"/v1/cache/{digest}/evict")
+
     async def events(self) -> AsyncIterator[AgentEvent]:
         """Yields the agent's state and every change; ends when the agent goes away."""
         try:
@@ -64,15 +75,18 @@ class NodeClient:
     async def close(self) -> None:
         await self._http.aclose()
 
-    async def _call(self, method: str, url: str, content: str | None = None) -> None:
+    async def _call(self, method: str, url: str, content: str | None = None) -> bytes:
         try:
             response = await self._http.request(method, url, content=content)
         except httpx.TransportError as error:
             raise NoCapacity(f"the node's agent does not answer: {error}") from error
         if response.status_code == httpx.codes.NOT_FOUND:
             raise InstanceNotFound(response.json()["message"])
+        if response.status_code == httpx.codes.CONFLICT:
+            raise Conflict(response.json()["message"])
         if response.is_error:
             raise NoCapacity(f"the node's agent refused {method} {url}: {response.text[:500]}")
+        return response.content
 
 
 def _follow() -> httpx.Timeout:

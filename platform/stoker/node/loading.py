@@ -11,8 +11,8 @@ import structlog
 
 from stoker.domain import PhaseName, Tier
 from stoker.errors import StartupFailed
-from stoker.node.cache import Arrived
 from stoker.node.drivers.base import Worker
+from stoker.node.held import Arrived
 from stoker.node.wire import MeasuredPhase
 from stoker_loader.errors import FetchAbandonedError, WaitTimeoutError
 from stoker_runtime.contract import (

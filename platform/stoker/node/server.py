@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from stoker.domain import InstanceId
+from stoker.domain import Digest, InstanceId
 from stoker.errors import StokerError
 from stoker.node.agent import STOP_GRACE_S, Agent
 from stoker.node.wire import Expected, StartInstance
@@ -39,6 +39,18 @@ def create_agent_app(agent: Agent) -> Starlette:
         )
         return StreamingResponse(_terminated(lines), media_type="text/plain; charset=utf-8")
 
+    async def cache(_: Request) -> Response:
+        state = await agent.cache()
+        return Response(state.model_dump_json(), media_type="application/json")
+
+    async def prefetch(request: Request) -> Response:
+        agent.prefetch(Digest(request.path_params["digest"]))
+        return Response(status_code=202)
+
+    async def evict(request: Request) -> Response:
+        await agent.evict(Digest(request.path_params["digest"]))
+        return Response(status_code=204)
+
     async def events(_: Request) -> Response:
         async def stream() -> AsyncIterator[str]:
             async for event in agent.events():
@@ -52,6 +64,9 @@ def create_agent_app(agent: Agent) -> Starlette:
             Route("/v1/instances", start, methods=["POST"]),
             Route("/v1/instances/{instance_id}", stop, methods=["DELETE"]),
             Route("/v1/instances/{instance_id}/logs", logs, methods=["GET"]),
+            Route("/v1/cache", cache, methods=["GET"]),
+            Route("/v1/cache/{digest}/prefetch", prefetch, methods=["POST"]),
+            Route("/v1/cache/{digest}/evict", evict, methods=["POST"]),
             Route("/v1/events", events, methods=["GET"]),
         ],
         exception_handlers={StokerError: _problem},

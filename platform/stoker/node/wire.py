@@ -3,6 +3,9 @@
 POST   /v1/instances            StartInstance -> 202; the outcome comes as an event
 DELETE /v1/instances/{id}       ?grace_s=     -> 202; stops it, after its requests ended
 GET    /v1/instances/{id}/logs  ?follow=0|1   -> text lines
+GET    /v1/cache                -> CacheState
+POST   /v1/cache/{digest}/prefetch -> 202; the copy is brought beside other work
+POST   /v1/cache/{digest}/evict    -> 204; 409 while an instance needs it
 GET    /v1/events               -> stream of AgentEvent, a NodeState and all instances first
 """
 
@@ -14,6 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from stoker.domain import Digest, FunctionName, InstanceId, NodeId, PhaseName, RevisionId, Tier
+from stoker.lifecycle import CopyState
 from stoker_runtime.contract import EngineName, WorkerError
 
 
@@ -41,6 +45,25 @@ class Expected(Message):
     """A checkpoint that may be started on this node soon."""
 
     checkpoint: Digest
+
+
+class CopyInfo(Message):
+    """One artifact on a node: what it takes of each tier, and what keeps it there."""
+
+    digest: Digest
+    state: CopyState
+    ssd_bytes: int
+    dram_bytes: int = 0  # that the page cache holds now
+    holders: int = 0  # instances, starts and prefetches that need it
+    frequency: float = 0.0  # of its uses, faded since the last one
+    used_at: float | None = None  # Unix seconds
+
+
+class CacheState(Message):
+    """A node's copies. The budget is None where the disk alone is the bound."""
+
+    copies: tuple[CopyInfo, ...] = ()
+    budget_bytes: int | None = None
 
 
 class MeasuredPhase(Message):

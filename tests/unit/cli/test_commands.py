@@ -20,7 +20,7 @@ from .conftest import TIMELINE
 Stoker = Callable[..., Result]
 COMMANDS = (
     *("up", "deploy", "invoke", "chat", "logs", "list", "describe"),
-    *("ps", "scale", "prewarm", "delete", "push", "init", "checkpoints"),
+    *("ps", "scale", "prewarm", "delete", "push", "init", "checkpoints", "cache"),
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from stoker.domain import PhaseName, Tier
-from stoker.node.cache import Arrived
+from stoker.node.held import Arrived
 from stoker.node.loading import overlapped
 from stoker.node.wire import MeasuredPhase
 
