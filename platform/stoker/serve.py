@@ -110,7 +110,10 @@ async def _serve(settings: Settings, ready_fd: int | None) -> None:
         recovered = await _recover(registry)
         deployed = [await catalog.revision(f.latest) for f in await catalog.functions()]
         tasks = await closing.enter_async_context(asyncio.TaskGroup())
-        following = [] if recovered else [tasks.create_task(_reconcile(registry), name="reconcile")]
+        reconciled = asyncio.Event()
+        following = [
+            tasks.create_task(_reconcile(registry, recovered, reconciled), name="reconcile")
+        ]
         directory = NodeDirectory(store, tasks)
         dispatcher = Dispatcher(directory, tasks, clock=time.monotonic, wall_clock=time.time)
         for revision in deployed:
@@ -118,7 +121,8 @@ async def _serve(settings: Settings, ready_fd: int | None) -> None:
         following.append(tasks.create_task(dispatcher.run(), name="follow nodes"))
         imports = _imports(settings, checkpoints, registry)
         if imports is not None:
-            following.append(tasks.create_task(imports.run(), name="import folders"))
+            importing = _run_after(reconciled, imports)
+            following.append(tasks.create_task(importing, name="import folders"))
         instances = Instances(lambda: {instance.id for instance in dispatcher.instances()})
         closing.callback(instances.close)
         app = create_app(
@@ -158,8 +162,17 @@ async def _recover(registry: Registry) -> bool:
     return True
 
 
-async def _reconcile(registry: Registry) -> None:
-    """Reconciles the registry with its store when that answers again."""
+async def _run_after(reconciled: asyncio.Event, imports: Imports) -> None:
+    """Imports folders once it is known what was imported before."""
+    await reconciled.wait()
+    await imports.run()
+
+
+async def _reconcile(registry: Registry, recovered: bool, reconciled: asyncio.Event) -> None:
+    """Reconciles the registry with its store when that answers again, unless it was recovered."""
+    if recovered:
+        reconciled.set()
+        return
     for delay_s in itertools.chain(RECONCILE_DELAYS_S, itertools.repeat(RECONCILE_DELAYS_S[-1])):
         await asyncio.sleep(delay_s)
         try:
@@ -171,6 +184,7 @@ async def _reconcile(registry: Registry) -> None:
             return
         else:
             log.info("store answers")
+            reconciled.set()
             return
 
 

@@ -4,7 +4,8 @@
 
 Events only say where to look: they may be lost, late, doubled or in any order. What is true is
 what a listing says, at the start, every `LIST_EVERY_S`, and `QUIET_S` after the last event of a
-folder. Which state of a folder became which checkpoint is an object of the bucket:
+folder. One folder's trouble is its own: it is noted with the folder, and others go on. Which state
+of a folder became which checkpoint is an object of the bucket:
 
     imports/<name>.json
 """
@@ -12,25 +13,33 @@ folder. Which state of a folder became which checkpoint is an object of the buck
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import orjson
 from pydantic import TypeAdapter, ValidationError
 
+from stoker.checkpoints.agenda import Agenda
 from stoker.checkpoints.bucket import Bucket, StoredObject
 from stoker.checkpoints.bucket_errors import ObjectNotFound
 from stoker.checkpoints.faults import checkpoint_error
+from stoker.checkpoints.import_files import stage, sweep
+from stoker.checkpoints.import_state import (
+    FolderChanged,
+    Import,
+    ImportState,
+    NotImported,
+    why_not,
+)
 from stoker.checkpoints.model_folder import (
+    MAX_READ_BYTES,
     MODELS,
     ModelFolder,
-    Verdict,
     folders_of,
     judge,
     place_of,
@@ -38,52 +47,31 @@ from stoker.checkpoints.model_folder import (
 )
 from stoker.checkpoints.registry import Registry
 from stoker.checkpoints.staging import remove_tree
+from stoker.checkpoints.store import StoreUnreachable
 from stoker.checkpoints.waiting import in_thread, some_at_once
 from stoker.domain import Digest
-from stoker.errors import CheckpointNotFound, PayloadTooLarge, StokerError
+from stoker.errors import (
+    BadRequest,
+    CheckpointInvalid,
+    CheckpointNotFound,
+    PayloadTooLarge,
+    StokerError,
+    StorageFull,
+    Unavailable,
+)
 from stoker.store.disk import disk_errors
-from stoker_loader import FileDigest, Source, aio
-from stoker_loader.errors import DestinationExistsError, LoaderError
+from stoker_loader import Source, aio
+from stoker_loader.errors import DestinationExistsError, LoaderError, SourceFailedError
 
 IMPORTS = "imports/"
-QUIET_S = 0.25  # a console uploads one file after the other
+QUIET_S = 0.5  # a console uploads one file after the other
 LIST_EVERY_S = 60.0
-MAX_JSON_BYTES = 64 << 20  # of an index of a hundred thousand tensors
 MAX_NOTE_BYTES = 1 << 16
 MAX_FILES_AT_ONCE = 8
+MAX_IMPORTS_AT_ONCE = 2
 SIGNED_FOR_S = 3600
 
 log = logging.getLogger(__name__)
-
-
-class ImportState(StrEnum):
-    """What has become of a folder."""
-
-    INCOMPLETE = "incomplete"
-    REFUSED = "refused"
-    IMPORTING = "importing"
-    IMPORTED = "imported"
-    FAILED = "failed"  # and is tried again with the next look
-
-
-@dataclass(frozen=True, slots=True)
-class Import:
-    """A folder as it was found last."""
-
-    name: str
-    fingerprint: str
-    state: ImportState
-    lacking: tuple[str, ...] = ()
-    reason: str | None = None
-    digest: Digest | None = None
-    done_bytes: int = 0
-    total_bytes: int = 0
-
-
-class NotImported(CheckpointNotFound):
-    """A folder of the bucket that is no checkpoint, or not yet."""
-
-    code = "checkpoint_not_imported"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,28 +85,6 @@ class _Note:
 
 _NOTE = TypeAdapter(_Note)
 _NOTE_VERSION = 1
-
-
-@dataclass(slots=True)
-class _Agenda:
-    """Which folders are to be looked at, and when at the earliest."""
-
-    at: dict[str, float] = field(default_factory=dict)
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def put(self, name: str, at: float) -> None:
-        self.at[name] = at
-        self.changed.set()
-
-    def due(self, now: float) -> list[str]:
-        """Those whose time has come, which leave the agenda."""
-        names = [name for name, at in self.at.items() if at <= now]
-        for name in names:
-            del self.at[name]
-        return names
-
-    def next_at(self) -> float | None:
-        return min(self.at.values(), default=None)
 
 
 class Imports:
@@ -137,8 +103,13 @@ class Imports:
         self._registry = registry
         self._root = root
         self._clock = clock
-        self._agenda = _Agenda()
+        self._agenda = Agenda()
         self._found: dict[str, Import] = {}
+        self._unlisted: StokerError | None = Unavailable(
+            "the bucket's folders were not looked at yet; try again", retry_after_s=1
+        )
+        self._importing: dict[str, asyncio.Task[None]] = {}
+        self._turns = asyncio.Semaphore(MAX_IMPORTS_AT_ONCE)
         self._news = asyncio.Event()
 
     def changed(self, key: str) -> None:
@@ -157,30 +128,14 @@ class Imports:
         return name in self._found
 
     def require(self, name: str) -> Digest:
-        """The checkpoint that a folder became. Raises NotImported, which says what is missing."""
+        """The checkpoint that a folder became. Raises NotImported, which says what is missing, and
+        Unavailable or StoreUnreachable where nobody could look."""
         found = self._found.get(name)
+        if found is None and self._unlisted is not None:
+            raise self._unlisted
         if found is not None and found.digest is not None:
             return found.digest
-        raise NotImported(_why_not(name, found), param=f"s3://models/{name}")
-
-    async def run(self) -> None:
-        """Looks at all folders, and at each again after its events, until cancelled."""
-        listed_at = self._clock()
-        await self._look_at_all()
-        while True:
-            now = self._clock()
-            if now >= listed_at + LIST_EVERY_S:
-                listed_at = now
-                await self._look_at_all()
-            for name in self._agenda.due(now):
-                await self.look(name)
-            wake_at = min(listed_at + LIST_EVERY_S, self._agenda.next_at() or float("inf"))
-            self._agenda.changed.clear()
-            try:
-                async with asyncio.timeout(max(wake_at - self._clock(), 0.0)):
-                    await self._agenda.changed.wait()
-            except TimeoutError:
-                continue
+        raise NotImported(why_not(name, found), param=f"s3://models/{name}")
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Waits until something about the folders is so."""
@@ -192,168 +147,227 @@ class Imports:
         self._news.clear()
         await self._news.wait()
 
-    # --- looking --------------------------------------------------------------------------------
-
-    async def _look_at_all(self) -> None:
+    async def run(self) -> None:
+        """Looks at all folders, and at each again after its events, until cancelled."""
+        listed_at = self._clock()
         try:
-            async with aclosing(self._bucket.objects(MODELS)) as listed:
-                found = folders_of([stored async for stored in listed])
-        except StokerError as error:
-            log.warning("the folders of the bucket cannot be listed: %s", error.message)
-            return
-        for name in self._found.keys() - found.keys():
-            await self._forget(name)
-        for folder in found.values():
-            await self._take(folder)
+            await self.look_at_all()
+            while True:
+                if (now := self._clock()) >= listed_at + LIST_EVERY_S:
+                    await self.look_at_all()
+                    listed_at = self._clock()
+                for name in self._agenda.due(now):
+                    await self._begin(name)
+                wake_at = min(listed_at + LIST_EVERY_S, self._agenda.next_at())
+                self._agenda.changed.clear()
+                try:
+                    async with asyncio.timeout(max(wake_at - self._clock(), 0.0)):
+                        await self._agenda.changed.wait()
+                except TimeoutError:
+                    continue
+        finally:
+            await self._stop(*self._importing)
 
     async def look(self, name: str) -> None:
         """Looks at one folder, and imports it if it is complete."""
+        await self._begin(name)
+        if (task := self._importing.get(name)) is not None:
+            await asyncio.wait([task])
+
+    async def look_at_all(self) -> None:
+        """Looks at every folder, and begins to import what is complete."""
         try:
-            async with aclosing(self._bucket.objects(f"{MODELS}{name}/")) as listed:
-                found = folders_of([stored async for stored in listed])
+            found = await self._list(MODELS)
         except StokerError as error:
-            log.warning("%s%s cannot be listed: %s", MODELS, name, error.message)
-            self._agenda.put(name, self._clock() + LIST_EVERY_S)
+            log.warning("the folders of the bucket cannot be listed: %s", error.message)
+            self._unlisted = error
             return
-        if name in found:
-            await self._take(found[name])
-        else:
-            await self._forget(name)
+        self._unlisted = None
+        for name in self._found.keys() - found.keys():
+            await self._guarded(name, partial(self._forget, name))
+        await self._guarded("", partial(in_thread, sweep, self._root, frozenset(found)))
+        for folder in found.values():
+            await self._guarded(folder.name, partial(self._take, folder, recheck=True))
+
+    # --- one folder -----------------------------------------------------------------------------
+
+    async def _begin(self, name: str) -> None:
+        async def look() -> None:
+            folder = (await self._list(f"{MODELS}{name}/")).get(name)
+            await (self._take(folder) if folder else self._forget(name))
+
+        await self._guarded(name, look)
+
+    async def _guarded(self, name: str, work: Callable[[], object]) -> None:
+        """Does something about a folder, whose trouble stays its own."""
+        try:
+            await work()  # type: ignore[misc]  # each is a coroutine function
+        except StokerError as error:
+            log.warning("%s%s: %s", MODELS, name, error.message)
+            self._fail(name, error)
+        except Exception as error:  # what somebody uploaded must not end the platform
+            log.exception("%s%s", MODELS, name)
+            self._fail(name, error)
+
+    def _fail(self, name: str, error: Exception) -> None:
+        known = self._found.get(name)
+        if not name:
+            return
+        # Bad content stays bad until it changes; all else may pass.
+        lasting = isinstance(error, CheckpointInvalid | BadRequest)
+        self._know(
+            Import(
+                name,
+                known.fingerprint if known else "",
+                ImportState.REFUSED if lasting else ImportState.FAILED,
+                reason=error.message if isinstance(error, StokerError) else repr(error),
+                digest=known.digest if known else None,
+            )
+        )
+
+    async def _list(self, prefix: str) -> dict[str, ModelFolder]:
+        async with aclosing(self._bucket.objects(prefix)) as listed:
+            return folders_of([stored async for stored in listed])
 
     async def _forget(self, name: str) -> None:
         """The folder is gone; a checkpoint that was made of it stays."""
-        self._found.pop(name, None)
+        await self._stop(name)
+        if self._found.pop(name, None) is not None:
+            self._news.set()
         with disk_errors(self._root):
             await in_thread(remove_tree, self._root / name)
 
-    async def _take(self, folder: ModelFolder) -> None:
-        """Brings what is known of a folder up to date, and imports it if it is complete."""
-        known = self._found.get(folder.name)
-        settled = (ImportState.IMPORTED, ImportState.REFUSED, ImportState.INCOMPLETE)
-        if known and known.fingerprint == folder.fingerprint and known.state in settled:
-            return
+    async def _take(self, folder: ModelFolder, *, recheck: bool = False) -> None:
+        """Brings what is known of a folder up to date, and begins to import what is complete."""
         name, fingerprint = folder.name, folder.fingerprint
-        try:
-            if digest := await self._noted(folder):
-                self._know(Import(name, fingerprint, ImportState.IMPORTED, digest=digest))
+        known = self._found.get(name)
+        if known is not None and known.fingerprint == fingerprint:
+            if name in self._importing or known.state in (
+                ImportState.REFUSED,
+                ImportState.INCOMPLETE,
+            ):
                 return
-            verdict = judge(folder, await self._read(folder))
-            if verdict.refused:
-                log.warning("%s%s is refused: %s", MODELS, name, verdict.refused)
-                state = Import(name, fingerprint, ImportState.REFUSED, reason=verdict.refused)
-                self._know(self._beside(known, state))
-            elif verdict.lacking:
-                state = Import(name, fingerprint, ImportState.INCOMPLETE, verdict.lacking)
-                self._know(self._beside(known, state))
-            else:
-                await self._import(folder, verdict, known)
-        except StokerError as error:
-            log.warning("%s%s is not imported: %s", MODELS, name, error.message)
-            state = Import(name, fingerprint, ImportState.FAILED, reason=error.message)
-            self._know(self._beside(known, state))
+            if known.state is ImportState.IMPORTED and not recheck:
+                return
+        await self._stop(name)
+        made, of_this = await self._noted(folder)
+        digest = made or (known.digest if known else None)
+        if made and of_this:
+            self._know(Import(name, fingerprint, ImportState.IMPORTED, digest=made))
+            return
+        verdict = judge(folder, await self._read(folder))
+        if verdict.refused:
+            log.warning("%s%s is refused: %s", MODELS, name, verdict.refused)
+            state = Import(name, fingerprint, ImportState.REFUSED, reason=verdict.refused)
+        elif verdict.lacking:
+            state = Import(name, fingerprint, ImportState.INCOMPLETE, lacking=verdict.lacking)
+        else:
+            total_bytes = sum(folder.objects[path].size_bytes for path in verdict.wanted)
+            state = Import(name, fingerprint, ImportState.IMPORTING, total_bytes=total_bytes)
+            work = partial(self._import, folder, verdict.wanted)
+            self._importing[name] = task = asyncio.create_task(
+                self._guarded(name, work), name=f"import {name}"
+            )
+            task.add_done_callback(lambda _: self._importing.pop(name, None))
+        self._know(replace(state, digest=digest))
+
+    async def _stop(self, *names: str) -> None:
+        """Ends imports that are under way; what has come stays."""
+        tasks = [self._importing[name] for name in names if name in self._importing]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
 
     def _know(self, state: Import) -> None:
         self._found[state.name] = state
         self._news.set()
-
-    def _beside(self, known: Import | None, state: Import) -> Import:
-        """What was imported before stays what the name stands for."""
-        return replace(state, digest=known.digest) if known else state
 
     async def _read(self, folder: ModelFolder) -> dict[str, object]:
         """The JSON of the files that say what belongs to a folder; None for what is none."""
         read: dict[str, object] = {}
         for path in to_read(folder):
             try:
-                data = await self._bucket.get(folder.objects[path].key, MAX_JSON_BYTES)
-                read[path] = await in_thread(orjson.loads, data)
-            except (ValueError, PayloadTooLarge):
+                data = await self._bucket.get(folder.objects[path].key, MAX_READ_BYTES[path])
+                read[path] = await in_thread(json.loads, data)
+            except (ValueError, RecursionError, PayloadTooLarge):
                 read[path] = None
         return read
 
     # --- importing ------------------------------------------------------------------------------
 
-    async def _import(self, folder: ModelFolder, verdict: Verdict, known: Import | None) -> None:
+    async def _import(self, folder: ModelFolder, wanted: tuple[str, ...]) -> None:
         name = folder.name
-        total_bytes = sum(folder.objects[path].size_bytes for path in verdict.wanted)
-        state = self._beside(
-            known,
-            Import(name, folder.fingerprint, ImportState.IMPORTING, total_bytes=total_bytes),
-        )
-        self._know(state)
-        came: dict[str, int] = {}
-
-        def report(path: str, done_bytes: int) -> None:
-            came[path] = done_bytes
-            self._know(replace(state, done_bytes=sum(came.values())))
-
-        staged = self._root / name / folder.fingerprint
-        files = staged / "files"
-        await in_thread(_stage, staged, verdict.wanted)
-
-        async def bring(path: str) -> None:
-            await self._fetch(folder.objects[path], files / path, lambda done: report(path, done))
-
-        await some_at_once(MAX_FILES_AT_ONCE, (partial(bring, path) for path in verdict.wanted))
-        artifact = await self._registry.make(staged, name, lambda *_: None)
-        note = _Note(_NOTE_VERSION, folder.fingerprint, artifact.digest)
-        await self._bucket.put(f"{IMPORTS}{name}.json", _NOTE.dump_json(note))
+        async with self._turns:
+            staged = self._root / name / folder.fingerprint
+            try:
+                await self._bring(folder, wanted, staged / "files")
+                if (await self._list(f"{MODELS}{name}/")).get(name) != folder:
+                    self._agenda.put(name, self._clock() + QUIET_S)
+                    raise FolderChanged(f"models/{name} was changed while it was imported")
+                artifact = await self._registry.make(staged, name, lambda *_: None)
+            except (StorageFull, CheckpointInvalid, BadRequest):
+                with disk_errors(staged):
+                    await in_thread(remove_tree, self._root / name)
+                raise
         log.info("%s%s is checkpoint %s", MODELS, name, artifact.digest)
         self._know(Import(name, folder.fingerprint, ImportState.IMPORTED, digest=artifact.digest))
+        note = _Note(_NOTE_VERSION, folder.fingerprint, artifact.digest)
+        try:
+            await self._bucket.put(f"{IMPORTS}{name}.json", _NOTE.dump_json(note))
+        except StokerError as error:  # it would only spare another import after a restart
+            log.warning("%s%s.json cannot be written: %s", IMPORTS, name, error.message)
+
+    async def _bring(self, folder: ModelFolder, wanted: tuple[str, ...], files: Path) -> None:
+        sizes = {path: folder.objects[path].size_bytes for path in wanted}
+        await in_thread(stage, files, sizes)
+        state = self._found[folder.name]
+        done_bytes = 0
+
+        async def bring(path: str) -> None:
+            file_bytes = 0
+
+            def report(now_bytes: int, _total_bytes: int) -> None:
+                nonlocal done_bytes, file_bytes
+                done_bytes += now_bytes - file_bytes
+                file_bytes = now_bytes
+                self._know(replace(state, done_bytes=done_bytes))
+
+            await self._fetch(folder.objects[path], files / path, report)
+            report(sizes[path], sizes[path])
+
+        await some_at_once(MAX_FILES_AT_ONCE, (partial(bring, path) for path in wanted))
 
     async def _fetch(
-        self, stored: StoredObject, target: Path, report: Callable[[int], None]
-    ) -> FileDigest | None:
-        """The file as its object was when it was listed; None where it had come before."""
+        self, stored: StoredObject, target: Path, report: Callable[[int, int], None]
+    ) -> None:
+        """Brings the file as its object was when it was listed, unless it has come before."""
+        if not stored.size_bytes:  # of which no range can be asked for
+            with disk_errors(target):
+                await in_thread(target.touch)
+            return
         url = await self._bucket.call(stored.key, self._bucket.url, stored, SIGNED_FOR_S)
-        source = Source(url, etag=f'"{stored.etag}"')
         try:
-            fetched = await aio.fetch(source, target, progress=lambda done, _total: report(done))
+            await aio.fetch(Source(url, etag=f'"{stored.etag}"'), target, progress=report)
         except DestinationExistsError:  # by an import of the same state that was cut off
-            return None
+            return
+        except SourceFailedError as error:
+            raise StoreUnreachable(f"{stored.key} does not come: {error.message}") from error
         except LoaderError as error:
             raise checkpoint_error(error, target.parent) from error
-        report(stored.size_bytes)
-        return fetched.digest
 
-    async def _noted(self, folder: ModelFolder) -> Digest | None:
-        """The checkpoint that was made of this state of the folder, if it is still there."""
+    async def _noted(self, folder: ModelFolder) -> tuple[Digest | None, bool]:
+        """The checkpoint that was made of the folder, if it is still there, and whether that was
+        of this state of it."""
         try:
             data = await self._bucket.get(f"{IMPORTS}{folder.name}.json", MAX_NOTE_BYTES)
             note = _NOTE.validate_json(data)
         except (ObjectNotFound, PayloadTooLarge, ValidationError):
-            return None
-        if note.version != _NOTE_VERSION or note.fingerprint != folder.fingerprint:
-            return None
+            return None, False
+        if note.version != _NOTE_VERSION:
+            return None, False
         try:
             artifact = await self._registry.resolve(note.digest)
         except CheckpointNotFound:
-            return None
-        return artifact.digest if await self._registry.store.is_sound(artifact.digest) else None
-
-
-def _stage(staged: Path, paths: tuple[str, ...]) -> None:
-    """Makes the folders for one state of a bucket's folder; what came of earlier ones goes."""
-    with disk_errors(staged):
-        for other in list(staged.parent.iterdir()) if staged.parent.is_dir() else []:
-            if other != staged:
-                remove_tree(other)
-        files = staged / "files"
-        for parent in sorted({(files / path).parent for path in paths}):
-            parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-
-def _why_not(name: str, found: Import | None) -> str:
-    folder = f"{MODELS}{name}"
-    if found is None:
-        return f"the bucket has no folder {folder}; upload the model's files to it"
-    match found.state:
-        case ImportState.INCOMPLETE:
-            return f"{folder} lacks {', '.join(found.lacking)}; upload it"
-        case ImportState.REFUSED | ImportState.FAILED:
-            return f"{folder} is no checkpoint: {found.reason}"
-        case _:
-            return (
-                f"{folder} is being imported ({found.done_bytes} of {found.total_bytes} bytes);"
-                " try again"
-            )
+            return None, False
+        return artifact.digest, note.fingerprint == folder.fingerprint

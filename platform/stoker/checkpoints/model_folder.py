@@ -10,16 +10,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
 
-from stoker.checkpoints.bucket import StoredObject
 from stoker.checkpoints.files import MAX_CHECKPOINT_BYTES, MAX_FILES, is_sound_path
 
+if TYPE_CHECKING:
+    from stoker.checkpoints.bucket import StoredObject
+
 MODELS = "models/"
-CONFIG, TOKENIZER = "config.json", "tokenizer.json"
+CONFIG = "config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")  # one of them
+MAX_READ_BYTES = {CONFIG: 1 << 20, INDEX: 16 << 20}
+LEFT_OVER = (".part", ".part.map")  # of downloads, by this project's own tools among others
 SAFETENSORS = "safetensors"
 PICKLES = frozenset({"bin", "ckpt", "pickle", "pkl", "pt", "pth"})
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -75,7 +80,9 @@ def folders_of(objects: Iterable[StoredObject]) -> dict[str, ModelFolder]:
     found: dict[str, dict[str, StoredObject]] = {}
     for stored in objects:
         if place := place_of(stored.key):
-            found.setdefault(place[0], {})[place[1]] = stored
+            folder = found.setdefault(place[0], {})
+            if len(folder) <= MAX_FILES:  # one more is too many, and tells as much as all
+                folder[place[1]] = stored
     return {name: ModelFolder(name, objects) for name, objects in found.items()}
 
 
@@ -91,27 +98,35 @@ def judge(folder: ModelFolder, read: Mapping[str, object]) -> Verdict:
     weights, lacking = _weights(folder, read.get(INDEX))
     if CONFIG not in folder.objects:
         lacking.append(CONFIG)
-    elif _reads_text(read.get(CONFIG)) and TOKENIZER not in folder.objects:
-        lacking.append(TOKENIZER)
+    elif _reads_text(read.get(CONFIG)) and folder.objects.keys().isdisjoint(TOKENIZERS):
+        lacking.append(TOKENIZERS[0])
     if lacking:
         return Verdict(lacking=tuple(lacking))
-    others = (path for path in folder.objects if not _is_weights(path))
+    others = (
+        path for path in folder.objects if not _is_weights(path) and not path.endswith(LEFT_OVER)
+    )
     return Verdict(wanted=tuple(sorted({*weights, *others})))
 
 
 def _refused(folder: ModelFolder, read: Mapping[str, object]) -> str | None:
+    if len(folder.objects) > MAX_FILES:
+        return f"it has more than {MAX_FILES} files"
     for path in folder.objects:
         if not is_sound_path(path):
             return f"{path[:255]!r} is not a file's name; delete it or rename it"
-    if len(folder.objects) > MAX_FILES:
-        return f"it has {len(folder.objects)} files, and a checkpoint has at most {MAX_FILES}"
+        parts = path.split("/")
+        for depth in range(1, len(parts)):
+            if (above := "/".join(parts[:depth])) in folder.objects:
+                return f"{path!r} lies below {above!r}, which is a file; delete one of them"
     if folder.size_bytes > MAX_CHECKPOINT_BYTES:
         return f"it has {folder.size_bytes} bytes, and a checkpoint at most {MAX_CHECKPOINT_BYTES}"
     for path, document in read.items():
         if not isinstance(document, dict):
             return f"{path} holds no JSON object"
     if (index := read.get(INDEX)) is not None and not _shards(index):
-        return f"{INDEX} has no weight_map that names files of this folder"
+        return f"{INDEX} has no weight_map that names safetensors files of this folder"
+    if sum(count for _, count in _series(folder)) > MAX_FILES:
+        return f"its shards say that there are more than {MAX_FILES} of them"
     names = list(folder.objects)
     suffixes = set(map(_suffix, names))
     if suffixes & PICKLES and SAFETENSORS not in suffixes:
@@ -130,26 +145,31 @@ def _weights(folder: ModelFolder, index: object) -> tuple[list[str], list[str]]:
         wanted = sorted(_shards(index))
     else:
         # Other names may be any number of files: without an index nobody knows.
-        wanted = sorted({name for path in folder.objects for name in _siblings(path)}) or [WEIGHTS]
+        wanted = [
+            f"{stem}-{number:05d}-of-{count:05d}.safetensors"
+            for stem, count in sorted(_series(folder))
+            for number in range(1, count + 1)
+        ] or [WEIGHTS]
     return wanted, [name for name in wanted if name not in folder.objects]
 
 
 def _shards(index: object) -> set[str]:
-    """The files that an index names; none where one of them could lie outside the folder."""
+    """The files that an index names; none where one of them could be no shard of this folder."""
     weight_map: Any = index.get("weight_map") if isinstance(index, dict) else None
-    names = set(weight_map.values()) if isinstance(weight_map, dict) and weight_map else set()
-    sound = all(isinstance(name, str) and "/" not in name and is_sound_path(name) for name in names)
-    return names if sound else set()
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    if not all(isinstance(name, str) for name in names):
+        return set()
+    shards = set(names)
+    sound = len(shards) <= MAX_FILES and all(
+        "/" not in name and _suffix(name) == SAFETENSORS and is_sound_path(name) for name in shards
+    )
+    return shards if sound else set()
 
 
-def _siblings(path: str) -> list[str]:
-    """A shard's name says how many there are; none where it is no shard."""
-    if not (match := _SHARD.fullmatch(path)):
-        return []
-    count = int(match["count"])
-    return [
-        f"{match['stem']}-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)
-    ]
+def _series(folder: ModelFolder) -> set[tuple[str, int]]:
+    """The beginnings of its shards' names, and how many of each there are to be."""
+    matches = map(_SHARD.fullmatch, folder.objects)
+    return {(match["stem"], int(match["count"])) for match in matches if match}
 
 
 def _reads_text(config: object) -> bool:

@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Callable
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 import structlog
 from starlette.applications import Starlette
@@ -16,7 +17,6 @@ from starlette.responses import Response
 from starlette.routing import Route
 from structlog.typing import FilteringBoundLogger
 
-from stoker.checkpoints.imports import Imports
 from stoker.checkpoints.registry import Registry
 from stoker.checkpoints.upkeep import Upkeep
 from stoker.config import Settings
@@ -50,6 +50,10 @@ from stoker.manifest import Manifest
 from stoker.scheduler.lease import Leasing
 from stoker.store.catalog import Catalog
 from stoker.telemetry import Metrics
+
+if TYPE_CHECKING:
+    # It brings boto3, which takes a third of a second.
+    from stoker.checkpoints.imports import Imports
 
 SEED_BITS = 63
 

@@ -11,13 +11,12 @@ A reference is a name, name@digest, or a digest.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from stoker.checkpoints.imports import Imports
 from stoker.checkpoints.ingest import StageProgress
 from stoker.checkpoints.registry import Registry
 from stoker.checkpoints.upkeep import Upkeep
@@ -27,6 +26,10 @@ from stoker.gateway.parsing import parse, read_json
 from stoker.gateway.progress import ProgressResponse
 from stoker.gateway.schema import Edge
 from stoker.gateway.uploads import shown
+
+if TYPE_CHECKING:
+    # It brings boto3, which takes a third of a second.
+    from stoker.checkpoints.imports import Imports
 
 
 class CollectCheckpoints(Edge):

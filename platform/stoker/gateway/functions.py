@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from starlette.requests import Request
 from starlette.responses import Response
 
-from stoker.checkpoints.imports import Imports
 from stoker.checkpoints.registry import Registry
 from stoker.domain import Artifact, Function, FunctionName, Revision
 from stoker.errors import BadRequest, InvalidManifest
@@ -27,6 +26,10 @@ from stoker.manifest import Manifest, ModelSection, parse_manifest, to_draft
 from stoker.scheduler.lease import Leasing
 from stoker.store.catalog import Catalog
 from stoker.telemetry import Metrics
+
+if TYPE_CHECKING:
+    # It brings boto3, which takes a third of a second.
+    from stoker.checkpoints.imports import Imports
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,9 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import structlog
 
@@ -27,9 +26,10 @@ from stoker.errors import (
 )
 from stoker.lifecycle import WORKER, WorkerEvent, WorkerState, advance
 from stoker.node.drivers.base import Driver, Worker
-from stoker.node.held import Held
+from stoker.node.held import Cache, Held
 from stoker.node.loading import LoadRefused, load_arriving, overlapped, prepare
 from stoker.node.logs import LogBuffer
+from stoker.node.subscribers import Subscribers
 from stoker.node.warm_pool import WarmPool
 from stoker.node.wire import (
     AgentEvent,
@@ -51,31 +51,6 @@ EVENT_BACKLOG = 10_000  # events a control plane may be behind before it must re
 log = structlog.get_logger(__name__)
 
 
-class Cache(Protocol):
-    """The node's copies of checkpoints and sources."""
-
-    def hold(self, digest: Digest) -> AbstractAsyncContextManager[Held]:
-        """The directory, with verified files alone, which stays until the end; raises
-        CheckpointNotFound, CheckpointInvalid, and why it cannot be brought."""
-        ...
-
-    async def find(self, digest: Digest) -> Path | None:
-        """The directory if all of it is there."""
-        ...
-
-    async def resident_bytes(self, digest: Digest) -> int:
-        """Bytes of it that the page cache holds now."""
-        ...
-
-    async def state(self) -> CacheState:
-        """What is there, and what keeps it."""
-        ...
-
-    async def evict(self, digest: Digest) -> None:
-        """Gives up a copy. Raises Conflict while somebody needs it."""
-        ...
-
-
 @dataclass(slots=True)
 class _Instance:
     """One instance while it exists; only the agent's loop touches it."""
@@ -88,21 +63,6 @@ class _Instance:
     stopping: bool = False
     log: LogBuffer | None = None
     files: AsyncExitStack = field(default_factory=AsyncExitStack)  # held as long as it exists
-
-
-@dataclass(slots=True)
-class _Subscribers:
-    queues: set[asyncio.Queue[AgentEvent | None]] = field(default_factory=set)
-
-    def publish(self, event: AgentEvent | None) -> None:
-        for queue in list(self.queues):
-            if queue.full():
-                # It must reconnect and gets a snapshot: no event is silently missing.
-                self.queues.discard(queue)
-                queue.get_nowait()
-                queue.put_nowait(None)
-            else:
-                queue.put_nowait(event)
 
 
 class Agent:
@@ -126,7 +86,7 @@ class Agent:
         self._instances: dict[InstanceId, _Instance] = {}
         self._past_logs: dict[InstanceId, LogBuffer] = {}
         self._resident: dict[Digest, int] = {}
-        self._subscribers = _Subscribers()
+        self._subscribers = Subscribers()
         self._closed = False
         self._prefetches: set[asyncio.Task[None] | None] = set()
         self._expected: OrderedDict[Digest, None] = OrderedDict()

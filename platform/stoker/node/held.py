@@ -1,12 +1,16 @@
-"""A copy of an artifact on a node, in the hands of whoever needs it."""
+"""A copy of an artifact on a node in the hands of whoever needs it, and what gives it out."""
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import stoker_loader
+from stoker.domain import Digest
+from stoker.node.wire import CacheState
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,31 @@ class Arrived:
     size_bytes: int  # brought from elsewhere
     duration_s: float
     at: float  # when it had, of the monotonic clock
+
+
+class Cache(Protocol):
+    """The node's copies of checkpoints and sources."""
+
+    def hold(self, digest: Digest) -> AbstractAsyncContextManager[Held]:
+        """The directory, with verified files alone, which stays until the end; raises
+        CheckpointNotFound, CheckpointInvalid, and why it cannot be brought."""
+        ...
+
+    async def find(self, digest: Digest) -> Path | None:
+        """The directory if all of it is there."""
+        ...
+
+    async def resident_bytes(self, digest: Digest) -> int:
+        """Bytes of it that the page cache holds now."""
+        ...
+
+    async def state(self) -> CacheState:
+        """What is there, and what keeps it."""
+        ...
+
+    async def evict(self, digest: Digest) -> None:
+        """Gives up a copy. Raises Conflict while somebody needs it."""
+        ...
 
 
 async def resident_bytes(path: Path) -> int:

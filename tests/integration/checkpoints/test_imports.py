@@ -12,8 +12,11 @@ import pytest
 
 from stoker.checkpoints.bucket import Bucket
 from stoker.checkpoints.bucket_store import BucketStore
-from stoker.checkpoints.imports import Import, Imports, ImportState, NotImported
+from stoker.checkpoints.import_state import Import, ImportState, NotImported
+from stoker.checkpoints.imports import Imports
 from stoker.checkpoints.registry import Registry
+from stoker.checkpoints.store import StoreUnreachable
+from stoker.errors import Unavailable
 from stoker.store.catalog import Catalog
 
 
@@ -55,7 +58,8 @@ async def running(imports: Imports) -> AsyncIterator[None]:
         yield
     finally:
         task.cancel()
-        await asyncio.wait([task])
+        with pytest.raises(asyncio.CancelledError):
+            await task
 
 
 async def settled(imports: Imports, name: str = "smol") -> Import:
@@ -68,6 +72,7 @@ async def settled(imports: Imports, name: str = "smol") -> Import:
 async def test_a_folder_becomes_a_checkpoint_with_the_last_of_its_files(
     bucket: Bucket, imports: Imports, registry: Registry, checkpoint: Path
 ) -> None:
+    await imports.look_at_all()
     with pytest.raises(NotImported, match="no folder models/smol"):
         imports.require("smol")
     await put(bucket, checkpoint, "config.json")
@@ -145,16 +150,50 @@ async def test_pickles_and_paths_that_climb_are_refused(
 
 
 async def test_a_damaged_file_is_named_and_another_upload_of_it_heals(
-    bucket: Bucket, imports: Imports, checkpoint: Path
+    bucket: Bucket, imports: Imports, checkpoint: Path, home: Path
 ) -> None:
     await put(bucket, checkpoint)
     await bucket.put("models/smol/model.safetensors", b"\xff" * 100)
     found = await settled(imports)
-    assert found.state is ImportState.FAILED
+    assert found.state is ImportState.REFUSED
     assert found.reason is not None
     assert "model.safetensors" in found.reason
+    assert not list((home / "imports").iterdir()), "nothing of it is kept"
     await put(bucket, checkpoint, "model.safetensors")
     assert (await settled(imports)).state is ImportState.IMPORTED
+
+
+async def test_one_bad_folder_stops_no_other_and_an_empty_file_comes_along(
+    bucket: Bucket, imports: Imports, registry: Registry, checkpoint: Path
+) -> None:
+    await bucket.put("models/bad/model.safetensors.index.json", b'{"weight_map": {"w": []}}')
+    await bucket.put("models/deep/config.json", b"[" * 100_000)
+    await put(bucket, checkpoint, into="good")
+    await bucket.put("models/good/merges.txt", b"")
+    await imports.look_at_all()
+    await imports.until(lambda: imports.imports()[-1].state is ImportState.IMPORTED)
+    assert {one.name: one.state for one in imports.imports()} == {
+        "bad": ImportState.REFUSED,
+        "deep": ImportState.REFUSED,
+        "good": ImportState.IMPORTED,
+    }
+    content = await registry.store.content(imports.require("good"))
+    assert "merges.txt" in {file.name for file in content.digest.files}
+
+
+async def test_a_bucket_that_is_away_is_not_taken_for_an_empty_one(
+    bucket: Bucket, imports: Imports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Unavailable, match="not looked at yet"):
+        imports.require("smol")
+
+    def away(_prefix: str) -> Any:
+        raise StoreUnreachable("it is away")
+
+    monkeypatch.setattr(bucket, "objects", away)
+    await imports.look_at_all()
+    with pytest.raises(StoreUnreachable):
+        imports.require("smol")
 
 
 async def test_events_say_where_to_look_and_a_listing_finds_what_they_missed(

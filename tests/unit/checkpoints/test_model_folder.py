@@ -85,6 +85,7 @@ def test_a_model_that_reads_no_text_needs_no_tokenizer() -> None:
     paths = ["config.json", "model.safetensors"]
     assert verdict(paths, config={"num_labels": 3}).lacking == ()
     assert verdict(paths, config=TEXT).lacking == ("tokenizer.json",)
+    assert verdict([*paths, "vocab.txt"], config=TEXT).lacking == ()
 
 
 def test_what_is_not_needed_is_not_brought() -> None:
@@ -92,6 +93,7 @@ def test_what_is_not_needed_is_not_brought() -> None:
         [
             *("config.json", "tokenizer.json", "model.safetensors", "README.md"),
             *("pytorch_model.bin", "original/consolidated.00.pth", "onnx/model.safetensors"),
+            *("README.md.part", "README.md.part.map"),
         ]
     )
     assert found.wanted == ("README.md", "config.json", "model.safetensors", "tokenizer.json")
@@ -108,7 +110,17 @@ def test_what_is_not_needed_is_not_brought() -> None:
         ([INDEX], TEXT, {"weight_map": {"x": "../a.safetensors"}}, "no weight_map"),
         ([INDEX], TEXT, {"weight_map": {"x": 7}}, "no weight_map"),
         ([INDEX], TEXT, {}, "no weight_map"),
-        ([f"f{n}" for n in range(10_001)], TEXT, None, "at most 10000"),
+        ([INDEX], TEXT, {"weight_map": {"x": []}}, "no weight_map"),
+        ([INDEX], TEXT, {"weight_map": {"x": "pytorch_model.bin"}}, "no weight_map"),
+        (
+            [INDEX],
+            TEXT,
+            {"weight_map": {str(n): f"{n}.safetensors" for n in range(10_001)}},
+            "no weight_map",
+        ),
+        ([f"f{n}" for n in range(10_001)], TEXT, None, "more than 10000 files"),
+        ([f"{n}-00001-of-99999.safetensors" for n in range(9_000)], TEXT, None, "more than 10000"),
+        (["config.json", "config.json/x"], TEXT, None, "lies below 'config.json'"),
     ],
 )
 def test_what_can_never_become_a_checkpoint_is_refused_with_the_reason(
@@ -142,7 +154,7 @@ ANYTHING = st.recursive(
 )
 
 
-@given(st.sets(st.sampled_from(NAMES)), ANYTHING)
+@given(st.sets(st.sampled_from(NAMES)), ANYTHING | st.fixed_dictionaries({"weight_map": ANYTHING}))
 def test_whatever_is_there_it_is_one_of_three(paths: set[str], anything: object) -> None:
     found = verdict(paths, anything, anything)
     assert sum(map(bool, (found.wanted, found.lacking, found.refused))) == 1
