@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 import stoker_loader as sl
+from gguf_files import make_gguf
 from stoker_loader import errors
 from stoker_loader.conversion.gguf_parts import Part, check
 from stoker_loader.conversion.sources import find_source
-from test_convert_gguf import make_gguf
 
 
 def same_weights(found: Path, wanted: Path) -> bool:

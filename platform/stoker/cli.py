@@ -68,9 +68,24 @@ def up(
             "  [default: a folder of --home]",
         ),
     ] = None,
+    deploy_uploads: Annotated[
+        bool | None,
+        typer.Option(
+            "--deploy-uploads",
+            help="Deploy what a function.yaml in an uploaded model's folder says.",
+            show_default=False,
+        ),
+    ] = None,
     cache_size: Annotated[
         str | None,
         typer.Option(metavar="SIZE", help="Of this node's copies of them, like 200Gi."),
+    ] = None,
+    dram_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Of the checkpoints that stay locked in memory, like 32Gi.  [default: none do]",
+        ),
     ] = None,
     warm_pool: Annotated[
         int | None, typer.Option(help="Blank workers kept ready for the next start.")
@@ -87,7 +102,9 @@ def up(
         "home": home,
         "listen": listen,
         "store": store,
+        "deploy_uploads": deploy_uploads,
         "cache_size": cache_size,
+        "dram_size": dram_size,
         "warm_pool": warm_pool,
     }
     run(load_settings(flags), ready_fd=ready_fd)
@@ -127,22 +144,36 @@ def deploy(
 
 @app.command()
 def push(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of safetensors.")],
-    name: Annotated[str, typer.Argument(metavar="NAME", help="What manifests will call it.")],
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR|FILE",
+            exists=True,
+            help="A folder of safetensors, one such file or index, or GGUF.",
+        ),
+    ],
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME]",
+            help="What manifests will call it.  [default: the folder's or file's own]",
+            show_default=False,
+        ),
+    ] = None,
     url: Url = DEFAULT_URL,
     output: Output = "text",
 ) -> None:
     """Bring a checkpoint to the platform's store."""
     from stoker.client.progress import byte_progress
-    from stoker.client.push import push as push_files
+    from stoker.client.push_model import default_name, push_model
     from stoker.client.tables import details
-    from stoker.local_files import model_files
 
     term = terminal(output)
+    if name is None:
+        name = default_name(path)
+        term.note(f"its name is {name}")
     with connect(url) as platform, byte_progress(term.err) as report:
-        artifact = push_files(
-            platform, model_files(folder), kind="checkpoint", name=name, report=report
-        )
+        artifact = push_model(platform, path, name, report=report, note=term.note)
     term.show(artifact, lambda: details(artifact))
 
 

@@ -34,7 +34,9 @@ class Settings(BaseModel):
     listen: str = DEFAULT_LISTEN
     store: str | None = None  # s3://BUCKET or s3://BUCKET/FOLDER; None: a directory below `home`
     events_token: SecretStr | None = None  # of whoever may say what happened in the bucket
+    deploy_uploads: bool = False  # functions whose function.yaml lies in a folder of the bucket
     cache_size: int | None = None  # bytes of the node's copies of what is in `store`
+    dram_size: int = 0  # bytes of the copies that are locked in memory
     warm_pool: int = Field(default=1, ge=0, le=64)  # blank workers kept ready on the node
     max_body_bytes: int = Field(default=8 << 20, ge=1024)  # of a request to the data plane
     drain_timeout_s: float = Field(default=10.0, gt=0)
@@ -60,7 +62,7 @@ class Settings(BaseModel):
             raise ValueError("expected a token of printable ASCII without spaces")
         return token
 
-    @field_validator("cache_size", mode="before")
+    @field_validator("cache_size", "dram_size", mode="before")
     @classmethod
     def _size(cls, size: object) -> object:
         return size if size is None else parse_size_bytes(size)

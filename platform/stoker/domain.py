@@ -17,6 +17,7 @@ Digest = NewType("Digest", str)  # "blake3:<64 hex digits>" of a directory's con
 
 __all__ = [
     "Artifact",
+    "CachePolicy",
     "Digest",
     "EngineName",
     "Function",
@@ -81,6 +82,20 @@ class StartupPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class CachePolicy:
+    """What nodes keep of the checkpoint while nothing runs."""
+
+    pin: Tier | None = None  # on `min_copies` nodes it is in this tier and never given up
+    min_copies: int = 1  # more than one are pinned on the SSD at least
+    prefetch: tuple[Tier, ...] = ()  # where it is brought when it is deployed, on as many nodes
+
+    @property
+    def pinned_in(self) -> Tier | None:
+        """The tier from which copies are not given up."""
+        return self.pin or (Tier.SSD if self.min_copies > 1 else None)
+
+
+@dataclass(frozen=True, slots=True)
 class Revision:
     """One immutable version of a function."""
 
@@ -96,6 +111,7 @@ class Revision:
     scale: ScalePolicy
     startup: StartupPolicy
     env: dict[str, str]
+    cache: CachePolicy = CachePolicy()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@
     │   ├── InstanceNotFound
     │   └── RequestNotFound       its timeline is not (or no longer) known
     ├── Conflict 409              somebody else changed it first
-    │   └── CheckpointInUse       a revision needs it
+    │   ├── CheckpointInUse       a revision needs it
+    │   └── FunctionTaken         an upload does not replace what somebody deployed
     ├── PayloadTooLarge 413
     ├── CheckpointInvalid 422     truncated, corrupt, or a pickle
     ├── QueueFull 429             the function holds as many requests as it may
@@ -107,6 +108,11 @@ class Conflict(StokerError):
 
 class CheckpointInUse(Conflict):
     code = "checkpoint_in_use"
+    retryable = False
+
+
+class FunctionTaken(Conflict):
+    code = "function_taken"
     retryable = False
 
 

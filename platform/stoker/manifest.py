@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import yaml
 from pydantic import (
@@ -21,14 +23,16 @@ from pydantic import (
 
 from stoker.domain import (
     Artifact,
+    CachePolicy,
     FunctionName,
     Resources,
     RuntimeSpec,
     ScalePolicy,
     StartupPolicy,
+    Tier,
 )
 from stoker.errors import InvalidManifest
-from stoker.manifest_problems import Problem, drop_unsupported, explain, invalid
+from stoker.manifest_problems import MAX_PROBLEMS, Problem, drop_unsupported, explain, invalid
 from stoker.quantities import parse_duration_s, parse_size_bytes
 from stoker.store.draft import RevisionDraft
 from stoker_runtime.contract import EngineArgs, EngineName
@@ -41,6 +45,7 @@ MAX_KEEP_ALIVE_S = 30 * 86400.0
 MAX_STARTUP_TIMEOUT_S = 86400.0
 MIN_MEMORY_BYTES = 64 << 20
 MAX_ENV_VARIABLES = 256
+MAX_COPIES = 1024
 
 # RFC 1123 label: what DNS, Kubernetes and a path segment all accept.
 LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -56,14 +61,30 @@ SizeBytes = Annotated[int, BeforeValidator(parse_size_bytes)]
 DigestText = Annotated[str, StringConstraints(pattern=r"^blake3:[0-9a-f]{64}$")]
 
 
+# Tiers that a node can be told to keep a checkpoint in.
+KeptTier = Literal["ssd", "dram"]
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Without aliases: a few hundred bytes of them stand for more than fits in memory."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            alias = self.peek_event()  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(
+                None, None, "aliases (*name) are not supported; write it out", alias.start_mark
+            )
+        return super().compose_node(parent, index)
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class ModelSection(_Section):
-    """`uri`: a directory (relative to the manifest), `store://NAME[@digest]`, `s3://models/NAME`
-    (a folder that was uploaded to the platform's bucket) or `blake3:...`.
-    `digest` pins the checkpoint; for a directory the CLI sets it when it has uploaded the files."""
+    """`uri`: a directory or a .safetensors file (relative to the manifest), `store://NAME[@digest]`,
+    `s3://models/NAME` (a folder that was uploaded to the platform's bucket) or `blake3:...`.
+    `digest` pins the checkpoint; for local files the CLI sets it when it has uploaded them."""
 
     uri: str | None = Field(default=None, min_length=1)
     digest: DigestText | None = None
@@ -92,7 +113,7 @@ class ModelSection(_Section):
 
     @property
     def directory(self) -> str | None:
-        """The uri when it names a directory and not something in the store."""
+        """The uri when it names a directory or a file on this disk, not something in the store."""
         kept = (_STORED, _UPLOADED, _DIGEST)
         if self.uri is None or any(known.fullmatch(self.uri) for known in kept):
             return None
@@ -176,6 +197,14 @@ class StartupSection(_Section):
     max_held: int = Field(default=200, ge=0, le=100_000)
 
 
+class CacheSection(_Section):
+    """What nodes keep of the checkpoint: `pin` and `prefetch` name tiers."""
+
+    pin: KeptTier | None = None
+    min_copies: int = Field(default=1, ge=1, le=MAX_COPIES)
+    prefetch: tuple[KeptTier, ...] = Field(default=(), strict=False)
+
+
 class Manifest(_Section):
     """One function as its function.yaml says; defaults are those of `stoker.domain`."""
 
@@ -186,6 +215,7 @@ class Manifest(_Section):
     resources: ResourcesSection = Field(default_factory=ResourcesSection)
     scale: ScaleSection = Field(default_factory=ScaleSection)
     startup: StartupSection = Field(default_factory=StartupSection)
+    cache: CacheSection = Field(default_factory=CacheSection)
     env: dict[str, str] = Field(default_factory=dict, max_length=MAX_ENV_VARIABLES)
 
     @field_validator("name")
@@ -207,6 +237,8 @@ class Manifest(_Section):
     def _something_to_run(self) -> Manifest:
         if self.model is None and self.runtime.handler is None:
             raise ValueError("give a model (`model: {uri: ...}`) or a runtime.handler")
+        if self.model is None and self.cache != CacheSection():
+            raise ValueError("cache says what is kept of a model, and there is none")
         return self
 
 
@@ -221,7 +253,7 @@ def parse_manifest(data: Mapping[str, Any]) -> Manifest:
     try:
         manifest = Manifest.model_validate(supported)
     except ValidationError as error:
-        raise invalid([*problems, *explain(error, Manifest)]) from error
+        raise invalid([*problems, *islice(explain(error, Manifest), MAX_PROBLEMS)]) from error
     if problems:
         raise invalid(problems)
     return manifest
@@ -242,17 +274,27 @@ def read_manifest(path: Path) -> Manifest:
             f"cannot read {path}: {error.strerror}; make one with `stoker init`",
             details={"path": str(path)},
         ) from error
+    return parse_manifest(parse_yaml(text, str(path)))
+
+
+def parse_yaml(text: bytes, what: str) -> Any:
+    """The content of a manifest that `what` names in errors.
+
+    Raises InvalidManifest; for broken YAML it names the line and the column, both from 1.
+    """
     if len(text) > MAX_MANIFEST_BYTES:
-        raise InvalidManifest(f"{path} is over {MAX_MANIFEST_BYTES} bytes")
+        raise InvalidManifest(f"{what} is over {MAX_MANIFEST_BYTES} bytes")
     try:
-        data = yaml.safe_load(text)
+        said = yaml.load(text, Loader=_PlainLoader)  # noqa: S506 - a SafeLoader
+        # Text that is no Unicode, keys that are no text: nothing could write them down.
+        json.dumps(said, ensure_ascii=False, default=str).encode()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise InvalidManifest(f"{path}: {place}{error.problem or error.context}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InvalidManifest(f"{path} is not YAML: {error}") from error
-    return parse_manifest(data)
+        raise InvalidManifest(f"{what}: {place}{error.problem or error.context}") from error
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise InvalidManifest(f"{what} is not YAML that can be used: {error}") from error
+    return said
 
 
 def to_draft(
@@ -283,6 +325,11 @@ def to_draft(
         scale=ScalePolicy(scale.min, scale.max, scale.target, scale.hard_limit, scale.keep_alive),
         startup=StartupPolicy(manifest.startup.timeout, manifest.startup.max_held),
         env=dict(manifest.env),
+        cache=CachePolicy(
+            Tier(manifest.cache.pin) if manifest.cache.pin else None,
+            manifest.cache.min_copies,
+            tuple(Tier(tier) for tier in dict.fromkeys(manifest.cache.prefetch)),
+        ),
     )
 
 

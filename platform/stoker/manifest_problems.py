@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from stoker.errors import InvalidManifest
 
 MAX_PROBLEMS = 50
+MAX_QUOTED_BITS = 64
 
 # Keys of the full manifest that nothing implements yet, with the value that changes nothing.
 UNSUPPORTED: Mapping[str, Any] = MappingProxyType(
@@ -26,9 +27,6 @@ UNSUPPORTED: Mapping[str, Any] = MappingProxyType(
         "scale.schedule": [],
         "startup.on_cold": "hold",
         "startup.fallback": None,
-        "cache.pin": None,
-        "cache.min_copies": 1,
-        "cache.prefetch": [],
         "migration.enabled": True,
         "migration.max_per_request": 3,
         "traffic": [{"revision": "latest", "percent": 100}],
@@ -38,7 +36,7 @@ UNSUPPORTED: Mapping[str, Any] = MappingProxyType(
 )
 
 
-WHOLLY_UNSUPPORTED = frozenset({"cache", "migration"})  # sections without any supported key
+WHOLLY_UNSUPPORTED = frozenset({"migration"})  # sections without any supported key
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +100,15 @@ def explain(error: ValidationError, model: type[BaseModel]) -> Iterator[Problem]
             given = finding["input"]
             own = finding["type"] == "value_error"  # our rules name the value where it helps
             if isinstance(given, str | int | float) and not own:
-                message += f", not {given!r}"[:100]
+                message += f", not {_quoted(given)}"[:100]
             yield Problem(path, f"{path}: {message}" if path else message)
+
+
+def _quoted(given: str | int | float) -> str:
+    """As it was given; Python refuses to write numbers of thousands of digits."""
+    if isinstance(given, int) and given.bit_length() > MAX_QUOTED_BITS:
+        return "so large a number"
+    return repr(given)
 
 
 def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

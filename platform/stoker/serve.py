@@ -30,15 +30,21 @@ from stoker.config import Settings
 from stoker.domain import NodeId
 from stoker.errors import BadRequest, Conflict, StokerError, StorageFull
 from stoker.gateway.app import create_app
+from stoker.gateway.deploys import Deploys
 from stoker.gateway.instances import Instances
+from stoker.gateway.upload_deploys import UploadDeploys
 from stoker.listener import Listener, bind_tcp, bind_unix
 from stoker.node.agent import Agent
 from stoker.node.cache import NodeCache
+from stoker.node.counters import Counters
+from stoker.node.dram import Dram, lockable_bytes
 from stoker.node.drivers.process import ProcessDriver
 from stoker.node.local_cache import LocalCache
 from stoker.node.registration import Registration, keep_registered
 from stoker.node.server import create_agent_app
+from stoker.node.tiers import Tiers
 from stoker.scheduler.dispatcher import Dispatcher
+from stoker.scheduler.keeper import Keeper
 from stoker.scheduler.nodes import NodeDirectory
 from stoker.store.catalog import Catalog
 from stoker.store.sqlite import SqliteStore
@@ -119,10 +125,16 @@ async def _serve(settings: Settings, ready_fd: int | None) -> None:
         for revision in deployed:
             await dispatcher.deployed(revision)
         following.append(tasks.create_task(dispatcher.run(), name="follow nodes"))
+        keeper = Keeper(store, catalog, directory)
+        following.append(tasks.create_task(keeper.run(), name="keep copies"))
         imports = _imports(settings, checkpoints, registry)
         if imports is not None:
             importing = _run_after(reconciled, imports)
             following.append(tasks.create_task(importing, name="import folders"))
+            if settings.deploy_uploads:
+                deploys = Deploys(catalog, registry, dispatcher, time.time, imports)
+                uploads = UploadDeploys(imports, deploys, catalog)
+                following.append(tasks.create_task(uploads.run(), name="deploy uploads"))
         instances = Instances(lambda: {instance.id for instance in dispatcher.instances()})
         closing.callback(instances.close)
         app = create_app(
@@ -199,9 +211,9 @@ async def _agent(
     agent = Agent(
         node_id,
         driver,
-        await _cache(settings, checkpoints, tasks),
+        await _tiers(settings, checkpoints, tasks),
         warm_pool=settings.warm_pool,
-        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        memory_bytes=_memory_bytes(),
         name_worker=_worker_name,
         tasks=tasks,
     )
@@ -233,17 +245,43 @@ def _imports(settings: Settings, checkpoints: Checkpoints, registry: Registry) -
     return Imports(checkpoints.bucket, registry, settings.home / "imports")
 
 
-async def _cache(
-    settings: Settings, checkpoints: Checkpoints, tasks: asyncio.TaskGroup
-) -> LocalCache | NodeCache:
+async def _tiers(settings: Settings, checkpoints: Checkpoints, tasks: asyncio.TaskGroup) -> Tiers:
     """The node's copies: what lies on this machine anyway is served in place."""
+    counters = Counters()
+    dram = Dram(_dram_budget_bytes(settings.dram_size), counters)
     if isinstance(checkpoints, DirectoryStore):
-        return LocalCache(checkpoints)
+        return Tiers(LocalCache(checkpoints), dram, counters, tasks)
     cache = NodeCache(
-        settings.home / "cache", checkpoints, budget_bytes=settings.cache_size, tasks=tasks
+        settings.home / "cache",
+        checkpoints,
+        budget_bytes=settings.cache_size,
+        counters=counters,
+        tasks=tasks,
     )
     await cache.open()
-    return cache
+    return Tiers(cache, dram, counters, tasks)
+
+
+def _dram_budget_bytes(asked_bytes: int) -> int:
+    """What of it this process may lock. Raises BadRequest for more than the machine has."""
+    if asked_bytes > _memory_bytes():
+        raise BadRequest(
+            f"setting 'dram_size': {asked_bytes} bytes are more than this machine's"
+            f" {_memory_bytes()}",
+            param="dram_size",
+        )
+    granted_bytes = lockable_bytes(asked_bytes)
+    if granted_bytes < asked_bytes:
+        log.warning(
+            "may not lock all of dram_size: raise `ulimit -l`, or LimitMEMLOCK= of the service",
+            dram_size=asked_bytes,
+            lockable_bytes=granted_bytes,
+        )
+    return granted_bytes
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 async def _announce(directory: NodeDirectory, url: str, ready_fd: int | None) -> None:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TextIO
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.registry import Collector
 
-from stoker.domain import FunctionName, Timeline
+from stoker.domain import FunctionName, NodeId, Timeline
 
 METRICS_MEDIA_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 CONTENT_KEYS = frozenset(
@@ -77,6 +80,57 @@ def _without_content(
 # --- metrics --------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What a node has in its tiers now, and what has happened there since its agent started."""
+
+    tier_bytes: Mapping[str, int]
+    hits: Mapping[str, int]
+    misses: Mapping[str, int]
+    fetched_bytes: Mapping[str, int]  # by source
+    evictions: Mapping[tuple[str, str], int]  # by tier and reason
+
+
+class _Tiers(Collector):
+    """Counters that nodes keep, as they say them when they are asked."""
+
+    def __init__(self) -> None:
+        self.tallies: Mapping[NodeId, Tally] = {}
+
+    def collect(self) -> Iterator[Metric]:
+        size = GaugeMetricFamily(
+            "stoker_cache_bytes", "Checkpoints in a tier of a node.", labels=("node", "tier")
+        )
+        hits = CounterMetricFamily(
+            "stoker_cache_hits",
+            "Starts that found their checkpoint there.",
+            labels=("node", "tier"),
+        )
+        misses = CounterMetricFamily(
+            "stoker_cache_misses", "Starts that did not.", labels=("node", "tier")
+        )
+        fetched = CounterMetricFamily(
+            "stoker_fetched_bytes", "Bytes brought to a node.", labels=("node", "source")
+        )
+        evictions = CounterMetricFamily(
+            "stoker_cache_evictions",
+            "Copies given up: for the budget, since the disk was full, or since somebody asked.",
+            labels=("node", "tier", "reason"),
+        )
+        for node, tally in self.tallies.items():
+            for family, values in (
+                (size, tally.tier_bytes),
+                (hits, tally.hits),
+                (misses, tally.misses),
+                (fetched, tally.fetched_bytes),
+            ):
+                for label, value in values.items():
+                    family.add_metric((node, label), value)
+            for (tier, reason), count in tally.evictions.items():
+                evictions.add_metric((node, tier, reason), count)
+        yield from (size, hits, misses, fetched, evictions)
+
+
 class Metrics:
     """The platform's metrics in a registry of their own. Durations in seconds.
 
@@ -127,6 +181,8 @@ class Metrics:
         self._instances = Gauge(
             "stoker_instances", "Instances by state.", ("function", "state"), registry=self.registry
         )
+        self._tiers = _Tiers()
+        self.registry.register(self._tiers)
 
     def started(self, timeline: Timeline) -> None:
         """A request got its first token or value."""
@@ -164,8 +220,11 @@ class Metrics:
         self,
         held: Mapping[FunctionName, int],
         instances: Iterable[tuple[FunctionName, str]],
+        caches: Mapping[NodeId, Tally] | None = None,
     ) -> bytes:
-        """The text exposition; `instances` gives function and state of each."""
+        """The text exposition; `instances` gives function and state of each, `caches` what each
+        node has in its tiers."""
+        self._tiers.tallies = caches or {}
         self._held.clear()
         for function, waiting in held.items():
             self._held.labels(function).set(waiting)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,10 +16,21 @@ from stoker.client.deploy import deploy
 from stoker.client.http import Platform
 from stoker.client.local import LocalPlatform, local_platform
 from support.handlers import ECHO, write_handler
+from support.minio import Minio, executable, running
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = Path(os.environ.get("STOKER_MODELS", ROOT / ".cache" / "models"))
 CALL_TIMEOUT_S = 120.0
+TOKEN = "a-token-of-this-test"
+IMPORT_TIMEOUT_S = 180.0
+EVENTS = {
+    "QueueConfigurations": [
+        {
+            "QueueArn": "arn:minio:sqs::STOKER:webhook",
+            "Events": ["s3:ObjectCreated:*", "s3:ObjectRemoved:*"],
+        }
+    ]
+}
 
 
 class Up:
@@ -94,3 +107,53 @@ def chat(up: Up) -> str:
     """The example chat function, deployed."""
     up.deploy(ROOT / "functions" / "chat")
     return "chat"
+
+
+@pytest.fixture
+def address() -> str:
+    """One that is free, which both sides have to know before they start."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.fixture
+def minio_with_events(
+    tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Minio]:
+    if executable() is None:
+        pytest.skip("neither minio nor Go is on PATH: `make minio` says how to get it")
+    webhook = {
+        "ENABLE": "on",
+        "ENDPOINT": f"http://{address}/v1/bucket-events",
+        "AUTH_TOKEN": TOKEN,
+        "QUEUE_DIR": str(tmp_path / "events"),
+    }
+    settings = {f"MINIO_NOTIFY_WEBHOOK_{name}_STOKER": value for name, value in webhook.items()}
+    with running(tmp_path / "minio", **settings) as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("STOKER_EVENTS_TOKEN", TOKEN)
+        yield server
+
+
+def imported(up: Up) -> None:
+    """Returns when the only folder is a checkpoint."""
+    deadline = time.monotonic() + IMPORT_TIMEOUT_S
+    while True:
+        (found,) = up.http.get("/v1/imports").json()["imports"] or [{"state": None}]
+        if found["state"] == "imported":
+            return
+        assert time.monotonic() < deadline, found
+        up.http.get("/v1/imports", params={"wait": "1"})
+
+
+def deployed(up: Up) -> None:
+    """Returns when the function.yaml of the only folder has been dealt with."""
+    deadline = time.monotonic() + IMPORT_TIMEOUT_S
+    while True:
+        (found,) = up.http.get("/v1/imports").json()["imports"]
+        if found["deploy"] is not None:
+            assert found["deploy"]["reason"] is None
+            return
+        assert time.monotonic() < deadline, found
+        time.sleep(0.05)  # no event tells a client of it

@@ -10,11 +10,15 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from stoker.checkpoints.store import Report
 from stoker.domain import Digest, FunctionName, InstanceId, NodeId, RevisionId
 from stoker.errors import CheckpointNotFound
 from stoker.node.agent import Agent
+from stoker.node.counters import Counters
+from stoker.node.dram import Dram
 from stoker.node.drivers.process import ProcessDriver
-from stoker.node.held import Held
+from stoker.node.held import Dropping, Held
+from stoker.node.tiers import Tiers
 from stoker.node.wire import AgentEvent, CacheState, NodeState, StartInstance
 from stoker_runtime.contract import EngineName
 from support.handlers import ECHO, write_handler
@@ -27,6 +31,7 @@ class FolderCache:
 
     def __init__(self, folders: dict[Digest, Path]) -> None:
         self._folders = folders
+        self.pinned: frozenset[Digest] = frozenset()
 
     @asynccontextmanager
     async def hold(self, digest: Digest) -> AsyncIterator[Held]:
@@ -37,6 +42,9 @@ class FolderCache:
     async def find(self, digest: Digest) -> Path | None:
         return self._folders.get(digest)
 
+    async def whole(self, digest: Digest) -> Path | None:
+        return self._folders.get(digest)
+
     async def resident_bytes(self, digest: Digest) -> int:
         return 0
 
@@ -45,6 +53,15 @@ class FolderCache:
 
     async def evict(self, digest: Digest) -> None:
         del self._folders[digest]
+
+    async def verify(self, digest: Digest, report: Report) -> None:
+        raise CheckpointNotFound(f"no artifact {digest}")
+
+    async def pin(self, digests: frozenset[Digest]) -> None:
+        self.pinned = digests
+
+    def when_dropping(self, dropping: Dropping) -> None:
+        """Nothing is ever dropped."""
 
 
 @dataclass
@@ -88,12 +105,12 @@ async def run_agent(root: Path, warm_pool: int = 1) -> AsyncIterator[RunningAgen
     run_dir.mkdir(mode=0o700)
     log_dir.mkdir()
     folders: dict[Digest, Path] = {}
-    counter = itertools.count()
+    counter, counters = itertools.count(), Counters()
     async with asyncio.TaskGroup() as tasks:
         agent = Agent(
             NODE,
             ProcessDriver(run_dir, log_dir, os.environ),
-            FolderCache(folders),
+            Tiers(FolderCache(folders), Dram(0, counters), counters, tasks),
             warm_pool=warm_pool,
             memory_bytes=8 << 30,
             name_worker=lambda: f"w{next(counter)}",

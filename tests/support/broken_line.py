@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -15,25 +15,37 @@ RESET_AT_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: on, for no time (socket(7
 
 @dataclass
 class BrokenLine:
-    """Passes bytes on both ways; the first `times` connections are reset after `reset_after_bytes`
-    of what the server says."""
+    """Passes bytes on both ways; the first `times` connections on which the server says so much are
+    reset after `reset_after_bytes` of that, and `on_reset` is called."""
 
     server: tuple[str, int]
     reset_after_bytes: int
     times: int
+    on_reset: Callable[[], object] = lambda: None
     resets: int = 0
+    passed_bytes: int = 0  # of what the server said
     address: str = ""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def carry(self, client: socket.socket) -> None:
         """One connection, from its beginning to its end."""
-        with closing(client), socket.create_connection(self.server) as server:
+        with closing(client), ExitStack() as closing_server:
+            try:
+                server = closing_server.enter_context(socket.create_connection(self.server))
+            except OSError:
+                return  # it is down, and so is the line
             upwards = threading.Thread(target=_pump, args=(client, server, None))
             upwards.start()
+            passed_bytes = _pump(server, client, self.reset_after_bytes)
             with self._lock:
-                breaks = self.resets < self.times
+                breaks = passed_bytes >= self.reset_after_bytes and self.resets < self.times
                 self.resets += breaks
-            _pump(server, client, self.reset_after_bytes if breaks else None)
+            if breaks:
+                self.on_reset()
+            else:
+                passed_bytes += _pump(server, client, None)
+            with self._lock:
+                self.passed_bytes += passed_bytes
             if breaks:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
             _end(server)
@@ -43,8 +55,8 @@ class BrokenLine:
             upwards.join()
 
 
-def _pump(source: socket.socket, sink: socket.socket, limit: int | None) -> None:
-    """Passes on what comes until it ends, or so many bytes."""
+def _pump(source: socket.socket, sink: socket.socket, limit: int | None) -> int:
+    """Passes on what comes until it ends, or so many bytes; how many there were."""
     passed = 0
     try:
         while limit is None or passed < limit:
@@ -57,6 +69,7 @@ def _pump(source: socket.socket, sink: socket.socket, limit: int | None) -> None
         pass  # the other side went away, which is an end like any other
     if limit is None:
         _end(sink)
+    return passed
 
 
 def _end(one: socket.socket, how: int = socket.SHUT_RDWR) -> None:
@@ -65,10 +78,15 @@ def _end(one: socket.socket, how: int = socket.SHUT_RDWR) -> None:
 
 
 @contextmanager
-def broken_line(address: str, reset_after_bytes: int, times: int) -> Iterator[BrokenLine]:
+def broken_line(
+    address: str,
+    reset_after_bytes: int,
+    times: int,
+    on_reset: Callable[[], object] = lambda: None,
+) -> Iterator[BrokenLine]:
     """A line to `address` ("host:port") on a free loopback port while the context is open."""
     host, _, port = address.rpartition(":")
-    line = BrokenLine((host, int(port)), reset_after_bytes, times)
+    line = BrokenLine((host, int(port)), reset_after_bytes, times, on_reset)
     with socket.create_server(("127.0.0.1", 0)) as listener, ExitStack() as carriers:
         line.address = f"127.0.0.1:{listener.getsockname()[1]}"
 

@@ -1,4 +1,4 @@
-"""A real MinIO server on loopback, with its console, in a folder of its own."""
+"""A real MinIO server, on loopback unless told otherwise, in a folder of its own."""
 
 from __future__ import annotations
 
@@ -57,6 +57,7 @@ class Minio:
     user: str = "stoker-test"
     password: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)
     extra: dict[str, str] = field(default_factory=dict)  # environment of the server
+    before: tuple[str, ...] = ()  # what its command begins with
     _process: subprocess.Popen[str] | None = None
     _said: _Said | None = None
 
@@ -84,6 +85,7 @@ class Minio:
         (self.folder / "data").mkdir(parents=True, exist_ok=True)
         self._process = subprocess.Popen(
             [
+                *self.before,
                 program,
                 "server",
                 str(self.folder / "data"),
@@ -117,13 +119,16 @@ class Minio:
 
 
 @contextmanager
-def running(folder: Path, **extra: str) -> Iterator[Minio]:
-    """A server with an empty folder, until the end."""
+def running(
+    folder: Path, *, host: str = "127.0.0.1", before: tuple[str, ...] = (), **extra: str
+) -> Iterator[Minio]:
+    """A server with an empty folder, until the end. `before` its command may come words that put it
+    elsewhere, where it then listens on `host`."""
     ports = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
-    address, console = (f"127.0.0.1:{port.getsockname()[1]}" for port in ports)
+    address, console = (f"{host}:{port.getsockname()[1]}" for port in ports)
     for port in ports:
         port.close()
-    server = Minio(folder, address, console, extra=extra)
+    server = Minio(folder, address, console, extra=extra, before=before)
     server.start()
     try:
         yield server

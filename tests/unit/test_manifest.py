@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 import yaml
 
-from stoker.domain import Artifact, Digest, EngineName, Resources, ScalePolicy, StartupPolicy
+from stoker.domain import (
+    Artifact,
+    CachePolicy,
+    Digest,
+    EngineName,
+    Resources,
+    ScalePolicy,
+    StartupPolicy,
+    Tier,
+)
 from stoker.errors import InvalidManifest
 from stoker.manifest import MAX_MANIFEST_BYTES, Manifest, parse_manifest, read_manifest, to_draft
 from stoker.manifest_problems import UNSUPPORTED, known_keys
@@ -49,6 +58,28 @@ def test_the_full_manifest_at_its_defaults_is_accepted() -> None:
     assert manifest.model.directory == "./smollm2"
     assert manifest.runtime.args.max_model_len == 2048
     assert manifest.scale.keep_alive == 300.0
+
+
+@pytest.mark.parametrize(
+    ("section", "policy", "pinned_in"),
+    [
+        ({}, CachePolicy(), None),
+        ({"pin": "ssd"}, CachePolicy(pin=Tier.SSD), Tier.SSD),
+        ({"pin": "dram", "min_copies": 2}, CachePolicy(Tier.DRAM, 2), Tier.DRAM),
+        ({"min_copies": 3}, CachePolicy(min_copies=3), Tier.SSD),
+        (
+            {"prefetch": ["dram", "ssd", "dram"]},
+            CachePolicy(prefetch=(Tier.DRAM, Tier.SSD)),
+            None,
+        ),
+    ],
+)
+def test_what_is_kept_is_a_policy(
+    section: dict[str, Any], policy: CachePolicy, pinned_in: Tier | None
+) -> None:
+    draft = to_draft(parse_manifest(changed(cache=section)), Artifact(Digest(DIGEST), 1), None)
+    assert draft.cache == policy
+    assert draft.cache.pinned_in == pinned_in
 
 
 def test_what_is_left_out_has_the_defaults_of_the_domain() -> None:
@@ -127,6 +158,13 @@ def test_an_unknown_key_names_the_nearest_known_one(data: dict[str, Any], messag
         (changed(scale={"target": 9, "hard_limit": 8}), "scale: target (9) is above hard_limit"),
         (changed(scale={"keep_alive": "5 minutes"}), "scale.keep_alive: expected a duration"),
         (changed(scale={"keep_alive": -1}), "scale.keep_alive: expected a duration"),
+        (changed(cache={"pin": "device"}), "cache.pin: must be 'ssd' or 'dram', not 'device'"),
+        (changed(cache={"min_copies": 0}), "cache.min_copies: must be greater"),
+        (changed(cache={"prefetch": ["gpu"]}), "cache.prefetch.0: must be 'ssd' or 'dram'"),
+        (
+            {"name": "x", "runtime": {"handler": "h.py"}, "cache": {"pin": "ssd"}},
+            "cache says what is kept of a model, and there is none",
+        ),
         (changed(startup={"timeout": 0}), "startup.timeout: must be greater than 0"),
         (changed(env={"A": 1}), "env.A: must be a valid string, not 1"),
         (changed(env={"A B": "1"}), "env: 'A B' cannot be an environment variable"),

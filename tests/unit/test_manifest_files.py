@@ -57,6 +57,33 @@ def test_pickles_are_left_out_only_beside_safetensors(tmp_path: Path) -> None:
     assert paths_of(files_of(data, tmp_path).model) == ["config.json", "model.safetensors"]
 
 
+def test_a_file_of_weights_has_its_companions_and_is_apart_from_the_sources(
+    tmp_path: Path,
+) -> None:
+    write(tmp_path, "handler.py", "model.safetensors", "notes.txt", "config.json", "labels.json")
+    found = files_of({**HANDLER, "model": {"uri": "model.safetensors"}}, tmp_path)
+    assert paths_of(found.model) == ["config.json", "model.safetensors"]
+    assert paths_of(found.source) == ["config.json", "handler.py", "labels.json", "notes.txt"]
+
+
+def test_a_file_may_be_a_link_into_a_hubs_cache(tmp_path: Path) -> None:
+    write(tmp_path, "blobs/abc", "snapshot/config.json")
+    (tmp_path / "snapshot" / "model.safetensors").symlink_to(tmp_path / "blobs" / "abc")
+    found = files_of({"name": "a", "model": {"uri": "snapshot/model.safetensors"}}, tmp_path)
+    assert paths_of(found.model) == ["config.json", "model.safetensors"]
+
+
+def test_other_formats_are_refused_with_the_next_step(tmp_path: Path) -> None:
+    write(tmp_path, "gguf/tiny.gguf", "pickle/model.pt")
+    for uri, step in (
+        ("gguf/tiny.gguf", r"model\.uri: .*`stoker push .*tiny\.gguf NAME`.*store://NAME"),
+        ("gguf", r"model\.uri: .*push the file.*`stoker push .*tiny\.gguf NAME`"),
+        ("pickle/model.pt", r"model\.uri: .*`python -m stoker_loader convert .*model\.pt "),
+    ):
+        with pytest.raises(InvalidManifest, match=step):
+            files_of({"name": "a", "model": {"uri": uri}}, tmp_path)
+
+
 def test_links_to_files_are_followed(tmp_path: Path) -> None:
     write(tmp_path, "blobs/abc")
     (tmp_path / "model").mkdir()

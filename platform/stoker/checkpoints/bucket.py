@@ -119,11 +119,13 @@ class Bucket:
             version=found.get("VersionId"),
         )
 
-    async def get(self, key: str, max_bytes: int) -> bytes:
-        """A small object whole. Raises ObjectNotFound, PayloadTooLarge."""
+    async def get(self, key: str, max_bytes: int, etag: str | None = None) -> bytes:
+        """A small object whole, only as it was when it had an `etag` that is given. Raises
+        ObjectNotFound, ObjectReplaced, PayloadTooLarge."""
+        only: dict[str, Any] = {"IfMatch": f'"{etag}"'} if etag is not None else {}
 
         def work() -> bytes:
-            answer = self.client.get_object(Bucket=self.name, Key=self.full(key))
+            answer = self.client.get_object(Bucket=self.name, Key=self.full(key), **only)
             with closing(answer["Body"]) as body:
                 size_bytes = answer["ContentLength"]
                 if size_bytes > max_bytes:

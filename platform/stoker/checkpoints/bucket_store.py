@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -24,10 +25,10 @@ from stoker.checkpoints.bucket import Bucket, StoredObject
 from stoker.checkpoints.bucket_errors import ObjectNotFound, ObjectReplaced
 from stoker.checkpoints.faults import CHUNK_BYTES
 from stoker.checkpoints.files import is_sound_path
-from stoker.checkpoints.multipart import upload
+from stoker.checkpoints.multipart import PART_BYTES, upload
 from stoker.checkpoints.staging import remove_tree
 from stoker.checkpoints.store import Content, Report, Signed
-from stoker.checkpoints.waiting import Turns, in_thread
+from stoker.checkpoints.waiting import Turns, in_thread, some_at_once
 from stoker.domain import Artifact, Digest
 from stoker.errors import (
     CheckpointInvalid,
@@ -38,6 +39,7 @@ from stoker.errors import (
 )
 from stoker.store.base import StoreUnusable
 from stoker.store.disk import disk_errors
+from stoker_loader import FileDigest
 from stoker_loader.errors import LoaderError
 
 FOLDER = "checkpoints/"
@@ -46,6 +48,7 @@ VERSION = 1
 MAX_RECORD_BYTES = 64 << 20  # some 16 TB of weights
 SIGNED_FOR_S = 3600
 ORPHAN_S = 24 * 3600.0
+MAX_SMALL_AT_ONCE = 8  # files that are one request each
 MAX_PUTS = 3  # tries, when others change the same objects meanwhile
 
 
@@ -225,14 +228,24 @@ class BucketStore:
         total_bytes = sum(file.size_bytes for file in files)
         done_bytes = 0
         objects: dict[str, StoredObject] = {}
-        for file in files:
 
-            def sent(file_bytes: int, before_bytes: int = done_bytes) -> None:
-                report(before_bytes + file_bytes, total_bytes)
+        async def send(file: FileDigest) -> None:
+            before_bytes = 0
+
+            def sent(file_bytes: int) -> None:
+                nonlocal done_bytes, before_bytes
+                done_bytes += file_bytes - before_bytes
+                before_bytes = file_bytes
+                report(done_bytes, total_bytes)
 
             key = _key(content.artifact.digest, file.name)
             objects[file.name] = await upload(self.bucket, key, folder / file.name, sent)
-            done_bytes += file.size_bytes
+
+        small = [file for file in files if file.size_bytes <= PART_BYTES]
+        await some_at_once(MAX_SMALL_AT_ONCE, (partial(send, file) for file in small))
+        for file in files:  # the others come in parts, several at a time
+            if file.size_bytes > PART_BYTES:
+                await send(file)
         record = _Record(VERSION, content.artifact, content.digest, objects)
         await self._write(record)
         return record

@@ -17,6 +17,7 @@ MAX_PATH_BYTES = 1024
 MAX_PART_BYTES = 255  # NAME_MAX of every file system that matters
 MAX_CHECKPOINT_BYTES = 4 << 40
 MAX_SOURCE_BYTES = 64 << 20
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # of a checkpoint
 
 _HEX_DIGEST = re.compile(r"(?:blake3:)?([0-9a-f]{64})")
 
@@ -51,6 +52,16 @@ def check_files(kind: Kind, files: Iterable[FileSpec]) -> tuple[FileSpec, ...]:
             details={"limit_bytes": limit_bytes, "total_bytes": total_bytes},
         )
     return checked
+
+
+def check_name(name: str) -> None:
+    """Raises BadRequest for what cannot be a checkpoint's name: a digest among others."""
+    if not NAME.fullmatch(name) or _HEX_DIGEST.fullmatch(name):
+        raise BadRequest(
+            f"{name[:64]!r} is not a checkpoint's name: expected up to 128 letters, digits, '.',"
+            " '_' and '-', beginning with a letter or digit",
+            param="name",
+        )
 
 
 def source_digest(kind: Kind, files: Sequence[FileSpec]) -> Digest:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,6 +39,14 @@ def stage(files: Path, sizes: Mapping[str, int]) -> None:
             f"importing it needs {needed_bytes} bytes and the disk of {files} has {free_bytes}",
             details={"needed_bytes": needed_bytes, "free_bytes": free_bytes},
         )
+
+
+def place(target: Path, data: bytes) -> None:
+    """Makes a small file, whole or not at all; one that is there is of the same state."""
+    partial = target.with_name(f".{secrets.token_hex(8)}")  # which no layout looks at
+    with disk_errors(target):
+        partial.write_bytes(data)
+        partial.replace(target)
 
 
 def sweep(root: Path, names: frozenset[str]) -> None:

@@ -4,10 +4,7 @@
 
 Events only say where to look: they may be lost, late, doubled or in any order. What is true is
 what a listing says, at the start, every `LIST_EVERY_S`, and `QUIET_S` after the last event of a
-folder. One folder's trouble is its own: it is noted with the folder, and others go on. Which state
-of a folder became which checkpoint is an object of the bucket:
-
-    imports/<name>.json
+folder. One folder's trouble is its own: it is noted with the folder, and others go on.
 """
 
 from __future__ import annotations
@@ -18,17 +15,16 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
-
 from stoker.checkpoints.agenda import Agenda
 from stoker.checkpoints.bucket import Bucket, StoredObject
-from stoker.checkpoints.bucket_errors import ObjectNotFound
+from stoker.checkpoints.bucket_errors import ObjectNotFound, ObjectReplaced
 from stoker.checkpoints.faults import checkpoint_error
-from stoker.checkpoints.import_files import stage, sweep
+from stoker.checkpoints.import_files import place, stage, sweep
+from stoker.checkpoints.import_notes import Notes
 from stoker.checkpoints.import_state import (
     FolderChanged,
     Import,
@@ -61,30 +57,27 @@ from stoker.errors import (
 )
 from stoker.store.disk import disk_errors
 from stoker_loader import Source, aio
-from stoker_loader.errors import DestinationExistsError, LoaderError, SourceFailedError
+from stoker_loader.errors import (
+    DestinationExistsError,
+    FetchError,
+    LengthMismatchError,
+    LoaderError,
+    RangeRefusedError,
+    SourceChangedError,
+    SourceMissingError,
+)
 
-IMPORTS = "imports/"
 QUIET_S = 0.5  # a console uploads one file after the other
 LIST_EVERY_S = 60.0
-MAX_NOTE_BYTES = 1 << 16
 MAX_FILES_AT_ONCE = 8
+SMALL_BYTES = 1 << 20  # up to here one request is the fastest way
 MAX_IMPORTS_AT_ONCE = 2
 SIGNED_FOR_S = 3600
 
+# What a store answers when its object is no longer the one that was listed.
+OTHER_OBJECT = (LengthMismatchError, RangeRefusedError, SourceChangedError, SourceMissingError)
+
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Note:
-    """Of which state of a folder a checkpoint was made."""
-
-    version: int
-    fingerprint: str
-    digest: Digest
-
-
-_NOTE = TypeAdapter(_Note)
-_NOTE_VERSION = 1
 
 
 class Imports:
@@ -100,6 +93,7 @@ class Imports:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._bucket = bucket
+        self._notes = Notes(bucket)
         self._registry = registry
         self._root = root
         self._clock = clock
@@ -111,6 +105,7 @@ class Imports:
         self._importing: dict[str, asyncio.Task[None]] = {}
         self._turns = asyncio.Semaphore(MAX_IMPORTS_AT_ONCE)
         self._news = asyncio.Event()
+        self._manifests: dict[str, StoredObject] = {}
 
     def changed(self, key: str) -> None:
         """Something happened to an object of the bucket: its folder is looked at when all is
@@ -122,6 +117,17 @@ class Imports:
     def imports(self) -> tuple[Import, ...]:
         """All folders, by name."""
         return tuple(self._found[name] for name in sorted(self._found))
+
+    def manifest(self, name: str) -> StoredObject | None:
+        """The function.yaml of a folder, if it has one."""
+        return self._manifests.get(name)
+
+    async def read_manifest(self, stored: StoredObject, max_bytes: int) -> bytes:
+        """Raises PayloadTooLarge, FolderChanged when it is another one by now."""
+        try:
+            return await self._bucket.get(stored.key, max_bytes, stored.etag)
+        except (ObjectNotFound, ObjectReplaced) as error:
+            raise FolderChanged(f"{stored.key} was changed") from error
 
     def knows(self, name: str) -> bool:
         """Whether the bucket has a folder of this name."""
@@ -232,6 +238,7 @@ class Imports:
     async def _forget(self, name: str) -> None:
         """The folder is gone; a checkpoint that was made of it stays."""
         await self._stop(name)
+        self._manifests.pop(name, None)
         if self._found.pop(name, None) is not None:
             self._news.set()
         with disk_errors(self._root):
@@ -242,6 +249,7 @@ class Imports:
         name, fingerprint = folder.name, folder.fingerprint
         known = self._found.get(name)
         if known is not None and known.fingerprint == fingerprint:
+            self._describe(folder)
             if name in self._importing or known.state in (
                 ImportState.REFUSED,
                 ImportState.INCOMPLETE,
@@ -250,10 +258,12 @@ class Imports:
             if known.state is ImportState.IMPORTED and not recheck:
                 return
         await self._stop(name)
+        self._manifests.pop(name, None)  # until it is known what the model is
         made, of_this = await self._noted(folder)
         digest = made or (known.digest if known else None)
         if made and of_this:
             self._know(Import(name, fingerprint, ImportState.IMPORTED, digest=made))
+            self._describe(folder)
             return
         verdict = judge(folder, await self._read(folder))
         if verdict.refused:
@@ -270,6 +280,15 @@ class Imports:
             )
             task.add_done_callback(lambda _: self._importing.pop(name, None))
         self._know(replace(state, digest=digest))
+        self._describe(folder)
+
+    def _describe(self, folder: ModelFolder) -> None:
+        """Keeps the function.yaml of a state of a folder that is known."""
+        if folder.manifest is None:
+            self._manifests.pop(folder.name, None)
+        elif self._manifests.get(folder.name) != folder.manifest:
+            self._manifests[folder.name] = folder.manifest
+            self._news.set()
 
     async def _stop(self, *names: str) -> None:
         """Ends imports that are under way; what has come stays."""
@@ -302,7 +321,8 @@ class Imports:
             staged = self._root / name / folder.fingerprint
             try:
                 await self._bring(folder, wanted, staged / "files")
-                if (await self._list(f"{MODELS}{name}/")).get(name) != folder:
+                now = (await self._list(f"{MODELS}{name}/")).get(name)
+                if now is None or now.fingerprint != folder.fingerprint:
                     self._agenda.put(name, self._clock() + QUIET_S)
                     raise FolderChanged(f"models/{name} was changed while it was imported")
                 artifact = await self._registry.make(staged, name, lambda *_: None)
@@ -312,11 +332,7 @@ class Imports:
                 raise
         log.info("%s%s is checkpoint %s", MODELS, name, artifact.digest)
         self._know(Import(name, folder.fingerprint, ImportState.IMPORTED, digest=artifact.digest))
-        note = _Note(_NOTE_VERSION, folder.fingerprint, artifact.digest)
-        try:
-            await self._bucket.put(f"{IMPORTS}{name}.json", _NOTE.dump_json(note))
-        except StokerError as error:  # it would only spare another import after a restart
-            log.warning("%s%s.json cannot be written: %s", IMPORTS, name, error.message)
+        await self._notes.write(name, folder.fingerprint, artifact.digest)
 
     async def _bring(self, folder: ModelFolder, wanted: tuple[str, ...], files: Path) -> None:
         sizes = {path: folder.objects[path].size_bytes for path in wanted}
@@ -346,12 +362,18 @@ class Imports:
             with disk_errors(target):
                 await in_thread(target.touch)
             return
-        url = await self._bucket.call(stored.key, self._bucket.url, stored, SIGNED_FOR_S)
         try:
+            if stored.size_bytes <= SMALL_BYTES:
+                data = await self._bucket.get(stored.key, SMALL_BYTES, stored.etag)
+                await in_thread(place, target, data)
+                return
+            url = await self._bucket.call(stored.key, self._bucket.url, stored, SIGNED_FOR_S)
             await aio.fetch(Source(url, etag=f'"{stored.etag}"'), target, progress=report)
         except DestinationExistsError:  # by an import of the same state that was cut off
             return
-        except SourceFailedError as error:
+        except (ObjectNotFound, ObjectReplaced, *OTHER_OBJECT) as error:
+            raise FolderChanged(f"{stored.key} was changed while it was imported") from error
+        except FetchError as error:
             raise StoreUnreachable(f"{stored.key} does not come: {error.message}") from error
         except LoaderError as error:
             raise checkpoint_error(error, target.parent) from error
@@ -359,12 +381,8 @@ class Imports:
     async def _noted(self, folder: ModelFolder) -> tuple[Digest | None, bool]:
         """The checkpoint that was made of the folder, if it is still there, and whether that was
         of this state of it."""
-        try:
-            data = await self._bucket.get(f"{IMPORTS}{folder.name}.json", MAX_NOTE_BYTES)
-            note = _NOTE.validate_json(data)
-        except (ObjectNotFound, PayloadTooLarge, ValidationError):
-            return None, False
-        if note.version != _NOTE_VERSION:
+        note = await self._notes.read(folder.name)
+        if note is None:
             return None, False
         try:
             artifact = await self._registry.resolve(note.digest)

@@ -8,13 +8,14 @@ Everything here is pure: who has listed the folder and read its small files asks
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
 
-from stoker.checkpoints.files import MAX_CHECKPOINT_BYTES, MAX_FILES, is_sound_path
+from stoker.checkpoints.files import MAX_CHECKPOINT_BYTES, MAX_FILES, NAME, is_sound_path
+from stoker.manifest import MANIFEST_NAME
 
 if TYPE_CHECKING:
     from stoker.checkpoints.bucket import StoredObject
@@ -23,11 +24,16 @@ MODELS = "models/"
 CONFIG = "config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")  # one of them
+# What engines and Transformers read beside the weights, as patterns of paths.
+COMPANIONS = (
+    *(CONFIG, "*_config.json", "modules.json", "1_Pooling/config.json"),
+    *(*TOKENIZERS, "*.model", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template.jinja", "chat_template.json"),
+)
 MAX_READ_BYTES = {CONFIG: 1 << 20, INDEX: 16 << 20}
 LEFT_OVER = (".part", ".part.map")  # of downloads, by this project's own tools among others
 SAFETENSORS = "safetensors"
 PICKLES = frozenset({"bin", "ckpt", "pickle", "pkl", "pt", "pth"})
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SHARD = re.compile(r"(?P<stem>[^/]+)-\d{5}-of-(?P<count>\d{5})\.safetensors")
 
 
@@ -40,10 +46,17 @@ class ModelFolder:
     objects: Mapping[str, StoredObject]
 
     @property
+    def manifest(self) -> StoredObject | None:
+        """What says how the model is deployed, and is no part of it."""
+        return self.objects.get(MANIFEST_NAME)
+
+    @property
     def fingerprint(self) -> str:
-        """Another one as soon as any of its objects is another."""
+        """Another one as soon as any of the model's objects is another."""
         hasher = blake3()
         for path, stored in sorted(self.objects.items()):
+            if path == MANIFEST_NAME:
+                continue
             hasher.update(f"{path}\n{stored.size_bytes}\n{stored.etag}\n".encode())
         return hasher.hexdigest()
 
@@ -96,16 +109,37 @@ def judge(folder: ModelFolder, read: Mapping[str, object]) -> Verdict:
     if refused := _refused(folder, read):
         return Verdict(refused=refused)
     weights, lacking = _weights(folder, read.get(INDEX))
-    if CONFIG not in folder.objects:
-        lacking.append(CONFIG)
-    elif _reads_text(read.get(CONFIG)) and folder.objects.keys().isdisjoint(TOKENIZERS):
-        lacking.append(TOKENIZERS[0])
+    lacking += lacking_companions(folder.objects.keys(), read.get(CONFIG))
     if lacking:
         return Verdict(lacking=tuple(lacking))
     others = (
-        path for path in folder.objects if not _is_weights(path) and not path.endswith(LEFT_OVER)
+        path
+        for path in folder.objects
+        if not _is_weights(path) and not path.endswith(LEFT_OVER) and path != MANIFEST_NAME
     )
     return Verdict(wanted=tuple(sorted({*weights, *others})))
+
+
+def lacking_companions(paths: Set[str], config: object) -> tuple[str, ...]:
+    """The files that a model needs beside its weights and that are not among `paths`."""
+    if CONFIG not in paths:
+        return (CONFIG,)
+    if _reads_text(config) and paths.isdisjoint(TOKENIZERS):
+        return (TOKENIZERS[0],)
+    return ()
+
+
+def shards_of(index: object) -> set[str]:
+    """The files that an index names; none where one of them could be no shard beside it."""
+    weight_map: Any = index.get("weight_map") if isinstance(index, dict) else None
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    if not all(isinstance(name, str) for name in names):
+        return set()
+    shards = set(names)
+    sound = len(shards) <= MAX_FILES and all(
+        "/" not in name and _suffix(name) == SAFETENSORS and is_sound_path(name) for name in shards
+    )
+    return shards if sound else set()
 
 
 def _refused(folder: ModelFolder, read: Mapping[str, object]) -> str | None:
@@ -123,7 +157,7 @@ def _refused(folder: ModelFolder, read: Mapping[str, object]) -> str | None:
     for path, document in read.items():
         if not isinstance(document, dict):
             return f"{path} holds no JSON object"
-    if (index := read.get(INDEX)) is not None and not _shards(index):
+    if (index := read.get(INDEX)) is not None and not shards_of(index):
         return f"{INDEX} has no weight_map that names safetensors files of this folder"
     if sum(count for _, count in _series(folder)) > MAX_FILES:
         return f"its shards say that there are more than {MAX_FILES} of them"
@@ -142,7 +176,7 @@ def _weights(folder: ModelFolder, index: object) -> tuple[list[str], list[str]]:
     if WEIGHTS in folder.objects:
         return [WEIGHTS], []
     if index is not None:
-        wanted = sorted(_shards(index))
+        wanted = sorted(shards_of(index))
     else:
         # Other names may be any number of files: without an index nobody knows.
         wanted = [
@@ -151,19 +185,6 @@ def _weights(folder: ModelFolder, index: object) -> tuple[list[str], list[str]]:
             for number in range(1, count + 1)
         ] or [WEIGHTS]
     return wanted, [name for name in wanted if name not in folder.objects]
-
-
-def _shards(index: object) -> set[str]:
-    """The files that an index names; none where one of them could be no shard of this folder."""
-    weight_map: Any = index.get("weight_map") if isinstance(index, dict) else None
-    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
-    if not all(isinstance(name, str) for name in names):
-        return set()
-    shards = set(names)
-    sound = len(shards) <= MAX_FILES and all(
-        "/" not in name and _suffix(name) == SAFETENSORS and is_sound_path(name) for name in shards
-    )
-    return shards if sound else set()
 
 
 def _series(folder: ModelFolder) -> set[tuple[str, int]]:

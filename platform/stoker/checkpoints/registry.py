@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from stoker.checkpoints.files import FileSpec, Kind, check_files, source_digest
+from stoker.checkpoints.files import FileSpec, Kind, check_files, check_name, source_digest
 from stoker.checkpoints.ingest import Ingested, StageProgress, Stop, ingest
 from stoker.checkpoints.receiving import receive
 from stoker.checkpoints.staging import Staging, Upload, remove_tree
@@ -36,8 +35,6 @@ from stoker.store.disk import disk_errors
 
 MAX_INGESTS = 1  # layouts at a time: one already saturates the disk
 MAX_WRITES = 8  # files received at a time
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_DIGEST = re.compile(r"(blake3:)?[0-9a-f]{64}")
 
 log = logging.getLogger(__name__)
 
@@ -275,9 +272,4 @@ def _check_name(kind: Kind, name: str | None) -> None:
         return
     if kind is Kind.SOURCE:
         raise BadRequest("a function's sources have no name", param="name")
-    if not NAME.fullmatch(name) or _DIGEST.fullmatch(name):
-        raise BadRequest(
-            f"{name[:64]!r} is not a checkpoint's name: expected up to 128 letters, digits, '.',"
-            " '_' and '-', beginning with a letter or digit",
-            param="name",
-        )
+    check_name(name)

@@ -68,9 +68,10 @@ class Upkeep:
         return artifact
 
     async def collect(self, *, keep: bool = False) -> tuple[Artifact, ...]:
-        """Removes (or with `keep` only names) what no revision needs, no name stands for, and was
-        not pushed within `YOUNG_S`."""
+        """Removes (or with `keep` only names) what no revision needs, no name stands for, is pinned
+        nowhere, and was not pushed within `YOUNG_S`."""
         used: set[Digest] = {*await self._catalog.users(), *await self._catalog.names()}
+        used.update(*(await self._catalog.pins()).values())
         oldest = self._now() - YOUNG_S
         found = [
             artifact

@@ -41,7 +41,7 @@ _NEXT_STEPS: tuple[tuple[type[StokerError], str], ...] = (
     (errors.InvalidManifest, "correct function.yaml and deploy again"),
     (errors.FunctionNotFound, "see what is deployed with `stoker list`"),
     (errors.RevisionNotFound, "see its revisions with `stoker describe NAME`"),
-    (errors.CheckpointNotFound, "push it with `stoker push DIR NAME`"),
+    (errors.CheckpointNotFound, "push it with `stoker push DIR|FILE NAME`"),
     (errors.CheckpointInvalid, "export the model again as safetensors, then push it anew"),
     (errors.CrashLoop, "read `stoker logs NAME`, then deploy a corrected version"),
     (errors.StartupFailed, "read `stoker logs NAME`; it ends with the reason"),

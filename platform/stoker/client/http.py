@@ -202,6 +202,19 @@ class Platform:
         with self._open("POST", _path("nodes", node, "cache", reference, "evict")):
             return
 
+    def pin(self, node: str, reference: str, tier: str) -> None:
+        route = _path("nodes", node, "cache", reference, "pin")
+        with self._open("PUT", route, json={"tier": tier}):
+            return
+
+    def unpin(self, node: str, reference: str) -> None:
+        with self._open("DELETE", _path("nodes", node, "cache", reference, "pin")):
+            return
+
+    def verify_copy(self, node: str, reference: str) -> Iterator[Json]:
+        """Yields progress, at last `{"artifact": ...}`; raises what was found wrong."""
+        yield from self._progress(_path("nodes", node, "cache", reference, "verify"), {})
+
     # --- the platform ------------------------------------------------------------------------
 
     def ready(self, *, warm: bool = False) -> Json:

@@ -65,12 +65,12 @@ CHECKPOINT_COLUMNS = (
 )
 COPY_COLUMNS = (
     Column("NODE", "node"),
-    Column("CHECKPOINT", "name"),
-    Column("DIGEST", "digest"),
+    Column("CHECKPOINT", "checkpoint"),
     Column("STATE", "state"),
     Column("SSD", "ssd_bytes", right=True),
     Column("DRAM", "dram_bytes", right=True),
-    Column("USED BY", "holders", right=True),
+    Column("LOCKED", "locked_bytes", right=True),
+    Column("KEPT FOR", "why"),
 )
 FILE_COLUMNS = (Column("FILE", "path"), Column("SIZE", "size_bytes", right=True))
 

@@ -23,6 +23,7 @@ from stoker.config import Settings
 from stoker.errors import BadRequest, StokerError
 from stoker.gateway import bucket_events, checkpoints
 from stoker.gateway.call import call_of
+from stoker.gateway.deploys import Deploys
 from stoker.gateway.encoding import json_response
 from stoker.gateway.events import HOLD_S, PING_S
 from stoker.gateway.functions import Functions
@@ -85,7 +86,8 @@ def create_app(
         instances = Instances(lambda: {one.id for one in leasing.instances()})
     invoker = Invoker(leasing, instances, timelines, metrics, clock)
     openai = OpenAI(catalog, resolver, invoker, now, draw_seed, hold_s, ping_s)
-    functions = Functions(catalog, registry, resolver, leasing, timelines, metrics, now, imports)
+    deploys = Deploys(catalog, registry, leasing, now, imports)
+    functions = Functions(catalog, deploys, resolver, leasing, timelines, metrics)
     health = Health(catalog, leasing, metrics, nodes)
     operations = _operations(openai, Invocations(openai), functions, health)
     uploads = [
@@ -96,9 +98,9 @@ def create_app(
     ]
     bounded = [Middleware(BodyBound, max_body_bytes=settings.max_body_bytes)]
     if nodes is not None:
-        uploads += node_routes(nodes, registry, catalog)
+        uploads += node_routes(nodes, registry, catalog, bounded)
     if imports is not None:
-        uploads += bucket_events.routes(imports, settings.events_token, bounded)
+        uploads += bucket_events.routes(imports, catalog, settings.events_token, bounded)
     described = document(operations, uploads, version("stoker"))
 
     async def openapi(request: Request) -> Response:  # noqa: ARG001

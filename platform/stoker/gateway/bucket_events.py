@@ -22,6 +22,8 @@ from starlette.routing import Route
 
 from stoker.errors import StokerError
 from stoker.gateway.parsing import parse, read_json
+from stoker.gateway.upload_deploys import shown
+from stoker.store.catalog import Catalog
 
 if TYPE_CHECKING:
     # It brings boto3, which takes a third of a second.
@@ -63,7 +65,10 @@ class BucketEvents(_Part):
 
 
 def routes(
-    imports: Imports, token: SecretStr | None, middleware: Sequence[Middleware]
+    imports: Imports,
+    catalog: Catalog,
+    token: SecretStr | None,
+    middleware: Sequence[Middleware],
 ) -> list[Route]:
     async def events(request: Request) -> Response:
         """Take events of the bucket; they only say where to look."""
@@ -78,7 +83,11 @@ def routes(
         if request.query_params.get("wait") == "1":
             with suppress(TimeoutError):
                 await asyncio.wait_for(imports.news(), WAIT_S)
-        return JSONResponse({"imports": [asdict(found) for found in imports.imports()]})
+        rows = [
+            {**asdict(found), "deploy": shown(await catalog.uploaded(found.name))}
+            for found in imports.imports()
+        ]
+        return JSONResponse({"imports": rows})
 
     return [
         Route(

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import yaml
 from starlette.requests import Request
 from starlette.responses import Response
 
-from stoker.checkpoints.registry import Registry
-from stoker.domain import Artifact, Function, FunctionName, Revision
+from stoker.domain import Function, FunctionName, Revision
 from stoker.errors import BadRequest, InvalidManifest
 from stoker.gateway.call import call_of
+from stoker.gateway.deploys import Deploys
 from stoker.gateway.disconnect import unless_left
 from stoker.gateway.encoding import json_response
 from stoker.gateway.lines import TextStream
@@ -22,28 +20,22 @@ from stoker.gateway.resolve import ANY, Resolver
 from stoker.gateway.schema import PrewarmRequest, ScaleRequest
 from stoker.gateway.timelines import Timelines, startup_of
 from stoker.gateway.views import function_details, function_row, instance_view, revision_view
-from stoker.manifest import Manifest, ModelSection, parse_manifest, to_draft
+from stoker.manifest import parse_manifest, parse_yaml
 from stoker.scheduler.lease import Leasing
 from stoker.store.catalog import Catalog
 from stoker.telemetry import Metrics
 
-if TYPE_CHECKING:
-    # It brings boto3, which takes a third of a second.
-    from stoker.checkpoints.imports import Imports
-
 
 @dataclass(frozen=True, slots=True)
 class Functions:
-    """Everything under /v1/functions but invocations. `now` gives Unix seconds."""
+    """Everything under /v1/functions but invocations."""
 
     catalog: Catalog
-    registry: Registry
+    deploys: Deploys
     resolver: Resolver
     leasing: Leasing
     timelines: Timelines
     metrics: Metrics
-    now: Callable[[], float]
-    imports: Imports | None = None  # where there is a bucket
 
     # --- deploy -----------------------------------------------------------------------------
 
@@ -56,12 +48,9 @@ class Functions:
                 f"the manifest's name is {manifest.name!r}, but it was put to {name!r}",
                 param="name",
             )
-        draft = to_draft(manifest, *await self._artifacts_of(manifest))
-        revision, created = await self.catalog.deploy(draft, self.now())
+        revision, created = await self.deploys.deploy(await self.deploys.draft_of(manifest))
         call = call_of(request)
         call.function, call.revision = revision.function, revision.id
-        if created:
-            await self.leasing.deployed(revision)
         body = {**revision_view(revision), "created": created}
         return json_response(body, status=201 if created else 200)
 
@@ -74,28 +63,6 @@ class Functions:
         self.timelines.forget(function.name)
         call_of(request).function = None
         return Response(status_code=204)
-
-    async def _artifacts_of(self, manifest: Manifest) -> tuple[Artifact | None, Artifact | None]:
-        checkpoint = source = None
-        if manifest.model is not None:
-            checkpoint = await self._checkpoint_of(manifest.model)
-        if manifest.source is not None:
-            source = await self.registry.resolve(manifest.source.digest)
-        return checkpoint, source
-
-    async def _checkpoint_of(self, model: ModelSection) -> Artifact | None:
-        """Raises CheckpointNotFound, BadRequest."""
-        if model.digest is not None:
-            return await self.registry.resolve(model.digest)
-        if model.folder is not None:
-            if self.imports is None:
-                raise BadRequest(
-                    f"{model.uri} names a folder of a bucket, and this platform has none: start it"
-                    " with --store s3://BUCKET",
-                    param="model.uri",
-                )
-            return await self.registry.resolve(self.imports.require(model.folder))
-        return await self.registry.resolve(model.uri) if model.uri and not model.directory else None
 
     # --- look -------------------------------------------------------------------------------
 
@@ -186,7 +153,4 @@ async def _mapping(request: Request) -> Any:
     """The manifest as JSON, or as YAML where the content type says so."""
     if "yaml" not in request.headers.get("content-type", ""):
         return await read_json(request)
-    try:
-        return yaml.safe_load(await request.body())
-    except yaml.YAMLError as error:
-        raise InvalidManifest(f"the body is not YAML: {error}") from None
+    return parse_yaml(await request.body(), "the body")

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from stoker.domain import FunctionName
+from stoker.domain import FunctionName, Tier
 from stoker.gateway.disconnect import unless_left
 from stoker.gateway.encoding import json_response
+from stoker.gateway.nodes import Nodes, caches
+from stoker.node.wire import CacheState
 from stoker.scheduler.lease import Leasing
 from stoker.store.catalog import Catalog
-from stoker.telemetry import METRICS_MEDIA_TYPE, Metrics
-
-
-class Warmth(Protocol):
-    """The nodes, as far as a probe asks about them."""
-
-    async def warm(self) -> None:
-        """Returns when there is a node and every node's warm pool is full."""
-        ...
+from stoker.telemetry import METRICS_MEDIA_TYPE, Metrics, Tally
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +22,7 @@ class Health:
     catalog: Catalog
     leasing: Leasing
     metrics: Metrics
-    nodes: Warmth | None = None
+    nodes: Nodes | None = None
 
     async def live(self, request: Request) -> Response:  # noqa: ARG002
         return json_response({"status": "live"})
@@ -44,11 +37,27 @@ class Health:
 
     async def expose(self, request: Request) -> Response:  # noqa: ARG002
         functions = await self.catalog.functions()
+        found = await caches(self.nodes) if self.nodes is not None else {}
         body = self.metrics.render(
             {
                 name: self.leasing.waiting(name)
                 for name in (FunctionName(f.name) for f in functions)
             },
             [(instance.function, instance.state) for instance in self.leasing.instances()],
+            {node: _tally(state) for node, state in found.items()},
         )
         return Response(body, media_type=METRICS_MEDIA_TYPE)
+
+
+def _tally(state: CacheState) -> Tally:
+    counters = state.counters
+    return Tally(
+        tier_bytes={
+            Tier.SSD.value: sum(copy.ssd_bytes for copy in state.copies),
+            Tier.DRAM.value: sum(copy.dram_bytes for copy in state.copies),
+        },
+        hits={tier.value: count for tier, count in counters.hits.items()},
+        misses={tier.value: count for tier, count in counters.misses.items()},
+        fetched_bytes=counters.fetched_bytes,
+        evictions={(one.tier.value, one.reason): one.count for one in counters.evictions},
+    )

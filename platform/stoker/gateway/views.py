@@ -70,6 +70,7 @@ def _content(revision: Revision) -> Json:
         "resources": asdict(revision.resources),
         "scale": asdict(revision.scale),
         "startup": asdict(revision.startup),
+        "cache": asdict(revision.cache),
         "env": revision.env,
     }
 

@@ -26,14 +26,14 @@ from stoker.errors import (
 )
 from stoker.lifecycle import WORKER, WorkerEvent, WorkerState, advance
 from stoker.node.drivers.base import Driver, Worker
-from stoker.node.held import Cache, Held
+from stoker.node.held import Held
 from stoker.node.loading import LoadRefused, load_arriving, overlapped, prepare
 from stoker.node.logs import LogBuffer
 from stoker.node.subscribers import Subscribers
+from stoker.node.tiers import Tiers
 from stoker.node.warm_pool import WarmPool
 from stoker.node.wire import (
     AgentEvent,
-    CacheState,
     Exited,
     MeasuredPhase,
     NodeState,
@@ -72,7 +72,7 @@ class Agent:
         self,
         node_id: NodeId,
         driver: Driver,
-        cache: Cache,
+        tiers: Tiers,
         *,
         warm_pool: int,
         memory_bytes: int,
@@ -80,7 +80,7 @@ class Agent:
         tasks: asyncio.TaskGroup,
     ) -> None:
         self.node_id = node_id
-        self._cache = cache
+        self.tiers = tiers
         self._memory_bytes = memory_bytes
         self._tasks = tasks
         self._instances: dict[InstanceId, _Instance] = {}
@@ -88,7 +88,6 @@ class Agent:
         self._resident: dict[Digest, int] = {}
         self._subscribers = Subscribers()
         self._closed = False
-        self._prefetches: set[asyncio.Task[None] | None] = set()
         self._expected: OrderedDict[Digest, None] = OrderedDict()
         self._pool = WarmPool(
             driver, warm_pool, name_worker, self._prepare, self._publish_node, tasks
@@ -101,14 +100,12 @@ class Agent:
     async def close(self, grace_s: float) -> None:
         """Stops every instance and blank worker; requests under way get `grace_s`."""
         self._closed = True
-        for prefetch in list(self._prefetches):
-            if prefetch is not None:
-                prefetch.cancel()
         running = [i for i in self._instances if not self._instances[i].stopping]
         async with asyncio.TaskGroup() as group:
             group.create_task(self._pool.close(0))
             for instance_id in running:
                 group.create_task(self._end(self._instances[instance_id], grace_s))
+        await self.tiers.close()
         self._subscribers.publish(None)
 
     def expect(self, checkpoint: Digest) -> None:
@@ -116,33 +113,6 @@ class Agent:
         `MAX_PREPARED` that were expected or started last count."""
         if self._remember(checkpoint):
             self._pool.prepare_all()
-
-    async def cache(self) -> CacheState:
-        """What the node has of checkpoints and sources."""
-        return await self._cache.state()
-
-    async def evict(self, digest: Digest) -> None:
-        """Raises Conflict while somebody needs it."""
-        await self._cache.evict(digest)
-
-    def prefetch(self, digest: Digest) -> None:
-        """Begins to bring a copy, before anybody needs it. Raises ShuttingDown."""
-        if self._closed:
-            raise ShuttingDown(f"node {self.node_id!r} is shutting down")
-        self._prefetches.add(
-            self._tasks.create_task(self._bring(digest), name=f"prefetch {digest}")
-        )
-
-    async def _bring(self, digest: Digest) -> None:
-        task = asyncio.current_task()
-        try:
-            async with self._cache.hold(digest) as held:
-                if held.kept is not None:
-                    await asyncio.shield(held.kept)
-        except StokerError as error:
-            log.warning("not prefetched", checkpoint=digest, error=error.message)
-        finally:
-            self._prefetches.discard(task)
 
     def start(self, request: StartInstance) -> None:
         """Begins to bring an instance up; `Started` or `Exited` follows as an event.
@@ -203,7 +173,7 @@ class Agent:
         paths = []
         for digest in tuple(self._expected):
             try:
-                path = await self._cache.find(digest)
+                path = await self.tiers.cache.find(digest)
             except StokerError as error:
                 log.info("not prepared for", checkpoint=digest, error=error.message)
                 continue
@@ -229,10 +199,8 @@ class Agent:
         self._subscribers.publish(started)
         if request.checkpoint:
             self._remember(request.checkpoint)
-            self._resident[request.checkpoint] = await self._cache.resident_bytes(
-                request.checkpoint
-            )
-            self._publish_node()
+            self.tiers.loaded(request.checkpoint, started.phases)
+            await self._measure(request.checkpoint)
         assert instance.worker is not None
         ended = await instance.worker.wait()
         if not instance.stopping:
@@ -245,6 +213,15 @@ class Agent:
                 ),
                 permanent=False,
             )
+
+    async def _measure(self, checkpoint: Digest) -> None:
+        """Says how much of it is in memory now."""
+        try:
+            self._resident[checkpoint] = await self.tiers.cache.resident_bytes(checkpoint)
+        except StokerError as error:  # it was deleted or changed: what runs has it mapped
+            log.warning("not measured", checkpoint=checkpoint, error=error.message)
+            self._resident.pop(checkpoint, None)
+        self._publish_node()
 
     async def _start(self, instance: _Instance) -> Started:
         """Claims a worker while the files are brought to the node, then loads them."""
@@ -302,7 +279,7 @@ class Agent:
     async def _hold(self, instance: _Instance) -> tuple[Held | None, Held | None]:
         """Brings what the instance needs to this node, for as long as it exists."""
         checkpoint, source = [
-            await instance.files.enter_async_context(self._cache.hold(digest)) if digest else None
+            await instance.files.enter_async_context(self.tiers.hold(digest)) if digest else None
             for digest in (instance.request.checkpoint, instance.request.source)
         ]
         if source is not None and source.kept is not None:

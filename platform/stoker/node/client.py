@@ -7,13 +7,35 @@ from pathlib import Path
 
 import httpx
 
+from stoker.checkpoints.store import Report
 from stoker.domain import Digest, InstanceId
-from stoker.errors import Conflict, InstanceNotFound, NoCapacity
-from stoker.node.wire import AGENT_EVENT, AgentEvent, CacheState, Expected, StartInstance
+from stoker.errors import (
+    CheckpointInvalid,
+    CheckpointNotFound,
+    Conflict,
+    InstanceNotFound,
+    NoCapacity,
+    StokerError,
+)
+from stoker.node.wire import (
+    AGENT_EVENT,
+    VERIFY_EVENT,
+    AgentEvent,
+    CacheState,
+    Expected,
+    KeepList,
+    Refused,
+    StartInstance,
+    Verified,
+    Verifying,
+)
 
 CALL_TIMEOUT_S = 5.0  # an agent answers these at once or is not well
 KEEP_ALIVE_S = 60.0  # below the listener's own, so that a start finds its connection open
 CONNECTIONS = 64  # followed logs and events hold one each
+REFUSALS: dict[str, type[StokerError]] = {
+    kind.code: kind for kind in (CheckpointInvalid, CheckpointNotFound)
+}
 
 
 class NodeClient:
@@ -51,6 +73,30 @@ class NodeClient:
     async def evict(self, digest: Digest) -> None:
         """Raises Conflict while an instance there needs it."""
         await self._call("POST", f"/v1/cache/{digest}/evict")
+
+    async def keep(self, wanted: KeepList) -> None:
+        """Says all that is to be kept there."""
+        await self._call("PUT", "/v1/cache/kept", content=wanted.model_dump_json())
+
+    async def verify(self, digest: Digest, report: Report) -> None:
+        """Has a copy read again. Raises CheckpointNotFound, CheckpointInvalid."""
+        url = f"/v1/cache/{digest}/verify"
+        try:
+            async with self._http.stream("POST", url, timeout=_follow()) as response:
+                if response.is_error:
+                    raise NoCapacity(f"the node's agent refused to verify: {response.status_code}")
+                async for line in response.aiter_lines():
+                    match VERIFY_EVENT.validate_json(line):
+                        case Verifying() as event:
+                            report(event.bytes_done, event.bytes_total)
+                        case Refused() as refused:
+                            kind = REFUSALS.get(refused.code, NoCapacity)
+                            raise kind(refused.message, details=refused.details)
+                        case Verified():
+                            return
+        except httpx.TransportError as error:
+            raise NoCapacity(f"the node's agent does not answer: {error}") from error
+        raise NoCapacity("the node's agent ended the verification without an outcome")
 
     async def events(self) -> AsyncIterator[AgentEvent]:
         """Yields the agent's state and every change; ends when the agent goes away."""

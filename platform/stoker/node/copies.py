@@ -2,6 +2,7 @@
 
     <root>/<hex digest>/...     filled in place, so that it can be opened while it arrives
            <hex digest>.json    its record: there once every byte was compared and is on the disk
+           pinned               the digests of those that are never given up
 
 Without its record a folder is worth what a fetch finds good of it. Every method touches the disk
 and belongs in a thread.
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import structlog
 
+import stoker_loader
 from stoker.checkpoints.records import (
     VERSION,
     FileStat,
@@ -30,6 +32,7 @@ from stoker.domain import Digest
 from stoker.store.base import StoreUnusable
 from stoker.store.disk import disk_errors, sync_directory
 
+PINNED = "pinned"  # a file of digests
 BLOCK_BYTES = 512  # of st_blocks: stat(2)
 _FOLDER = re.compile(r"[0-9a-f]{64}")
 
@@ -66,11 +69,38 @@ class Copies:
             Record(VERSION, content.artifact, content.digest, dict(stats)),
         )
 
+    def content(self, digest: Digest) -> stoker_loader.Digest | None:
+        """What a copy's files were compared with; None where that is not known."""
+        record = read_record(self._record_path(digest))
+        return record.digest if record is not None else None
+
+    def distrust(self, digest: Digest) -> None:
+        """From now on, and after a crash, its files are compared before they are used again."""
+        with disk_errors(self.root):
+            remove_tree(self._record_path(digest))
+            sync_directory(self.root)
+
     def drop(self, digest: Digest) -> None:
         """Removes whatever is there of a copy."""
         with disk_errors(self.root):
             remove_tree(self._record_path(digest))  # from here on it is not whole
             remove_tree(self.path(digest))
+
+    def pinned(self) -> frozenset[Digest]:
+        """What was to be kept when somebody said so last."""
+        with disk_errors(self.root):
+            try:
+                text = (self.root / PINNED).read_text()
+            except FileNotFoundError:
+                return frozenset()
+        return frozenset(Digest(line) for line in text.splitlines())
+
+    def write_pinned(self, digests: frozenset[Digest]) -> None:
+        """For the next start, which must not give up what is pinned before it is told so."""
+        partial = self.root / f".{PINNED}"
+        with disk_errors(self.root):
+            partial.write_text("".join(f"{digest}\n" for digest in sorted(digests)))
+            partial.replace(self.root / PINNED)
 
     def sweep(self) -> dict[Digest, int]:
         """After a start: removes what a crash left half-removed; the bytes that each folder takes
@@ -92,4 +122,7 @@ class Copies:
 
 
 def _disk_bytes(folder: Path) -> int:
-    return sum(path.lstat().st_blocks for path in folder.rglob("*")) * BLOCK_BYTES
+    """What the files there have, of one on its way what has come; not the ends of their blocks,
+    which no budget counts."""
+    facts = (path.lstat() for path in folder.rglob("*"))
+    return sum(min(fact.st_size, fact.st_blocks * BLOCK_BYTES) for fact in facts)

@@ -47,6 +47,15 @@ def worth(copy: Valued[Key]) -> float:
     return math.log2(copy.frequency) + per_byte + copy.used_at / HALF_LIFE_USES
 
 
+def savings(copy: Valued[Key], now: int) -> float:
+    """What the copy is worth after `now` uses of the cache, for people: seconds of bringing it
+    again that each of its GB spares, times its frequency."""
+    if not copy.size_bytes:
+        return 0.0
+    faded = copy.frequency * math.exp2((copy.used_at - now) / HALF_LIFE_USES)
+    return faded * copy.reload_s / copy.size_bytes * 1e9
+
+
 def evict(candidates: Iterable[Valued[Key]], needed_bytes: int) -> tuple[Key, ...]:
     """The least worthy of `candidates` that together have `needed_bytes`, the first to go first;
     all of them where that is not enough."""

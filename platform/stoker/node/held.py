@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import stoker_loader
+from stoker.checkpoints.store import Report
 from stoker.domain import Digest
 from stoker.node.wire import CacheState
+from stoker_loader.errors import LoaderError
+
+Dropping = Callable[[Digest], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,10 @@ class Cache(Protocol):
         """The directory if all of it is there."""
         ...
 
+    async def whole(self, digest: Digest) -> Path | None:
+        """The same, once what is on its way has come."""
+        ...
+
     async def resident_bytes(self, digest: Digest) -> int:
         """Bytes of it that the page cache holds now."""
         ...
@@ -57,8 +66,23 @@ class Cache(Protocol):
         """Gives up a copy. Raises Conflict while somebody needs it."""
         ...
 
+    async def verify(self, digest: Digest, report: Report) -> None:
+        """Reads a copy again. Raises CheckpointNotFound, CheckpointInvalid."""
+        ...
+
+    async def pin(self, digests: frozenset[Digest]) -> None:
+        """From now on these are never given up, and no others for being pinned."""
+        ...
+
+    def when_dropping(self, dropping: Dropping) -> None:
+        """Has this awaited before the files of a copy are removed."""
+        ...
+
 
 async def resident_bytes(path: Path) -> int:
     """What the page cache holds of a folder now, as `mincore` says."""
-    residency = await asyncio.to_thread(stoker_loader.residency, path)
+    try:
+        residency = await asyncio.to_thread(stoker_loader.residency, path)
+    except LoaderError:  # it was given up meanwhile
+        return 0
     return residency.resident_bytes

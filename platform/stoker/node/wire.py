@@ -4,8 +4,10 @@ POST   /v1/instances            StartInstance -> 202; the outcome comes as an ev
 DELETE /v1/instances/{id}       ?grace_s=     -> 202; stops it, after its requests ended
 GET    /v1/instances/{id}/logs  ?follow=0|1   -> text lines
 GET    /v1/cache                -> CacheState
+PUT    /v1/cache/kept           KeepList -> 202; all that is to be kept, until the next one
 POST   /v1/cache/{digest}/prefetch -> 202; the copy is brought beside other work
 POST   /v1/cache/{digest}/evict    -> 204; 409 while an instance needs it
+POST   /v1/cache/{digest}/verify   -> stream of VerifyEvent
 GET    /v1/events               -> stream of AgentEvent, a NodeState and all instances first
 """
 
@@ -55,15 +57,77 @@ class CopyInfo(Message):
     ssd_bytes: int
     dram_bytes: int = 0  # that the page cache holds now
     holders: int = 0  # instances, starts and prefetches that need it
+    pinned: bool = False  # never given up
+    locked_bytes: int = 0  # of those in DRAM, that stay there whatever else wants the room
+    why: tuple[str, ...] = ()  # it is kept; nothing: until something is worth more
     frequency: float = 0.0  # of its uses, faded since the last one
+    value: float = 0.0  # seconds of bringing it again that each of its GB spares, times frequency
     used_at: float | None = None  # Unix seconds
 
 
+class Keep(Message):
+    """What is to be kept of one checkpoint on a node."""
+
+    digest: Digest
+    bring: Tier  # to where it is brought, once it is asked for: the SSD, or DRAM as well
+    pin: Tier | None  # and from where it never goes
+    why: tuple[str, ...]
+
+
+class KeepList(Message):
+    keep: tuple[Keep, ...] = ()
+
+
+class Evictions(Message):
+    tier: Tier
+    reason: str
+    count: int
+
+
+class CacheCounters(Message):
+    """What has happened in a node's tiers since its agent started."""
+
+    hits: dict[Tier, int] = Field(default_factory=dict)  # starts that found their checkpoint there
+    misses: dict[Tier, int] = Field(default_factory=dict)
+    fetched_bytes: dict[str, int] = Field(default_factory=dict)  # by source
+    evictions: tuple[Evictions, ...] = ()
+
+
 class CacheState(Message):
-    """A node's copies. The budget is None where the disk alone is the bound."""
+    """A node's copies. The budget is None where the disk alone is the bound, and that of DRAM 0
+    where nothing is locked there."""
 
     copies: tuple[CopyInfo, ...] = ()
     budget_bytes: int | None = None
+    dram_budget_bytes: int = 0
+    counters: CacheCounters = CacheCounters()
+
+
+class Verifying(Message):
+    """How far the reading of a copy is."""
+
+    kind: Literal["verifying"] = "verifying"
+    bytes_done: int
+    bytes_total: int
+
+
+class Verified(Message):
+    """Every byte is what it was."""
+
+    kind: Literal["verified"] = "verified"
+
+
+class Refused(Message):
+    """It is not, or could not be read."""
+
+    kind: Literal["refused"] = "refused"
+    code: str
+    message: str
+    details: dict[str, Any] = Field(default_factory=dict)
+
+
+VerifyEvent = Annotated[Verifying | Verified | Refused, Field(discriminator="kind")]
+VERIFY_EVENT: TypeAdapter[VerifyEvent] = TypeAdapter(VerifyEvent)
 
 
 class MeasuredPhase(Message):

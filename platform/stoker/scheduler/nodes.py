@@ -58,6 +58,7 @@ class NodeDirectory:
         self._states: dict[NodeId, NodeState] = {}
         self._events: asyncio.Queue[Event | Snapshot] = asyncio.Queue(BACKLOG)
         self._changed = Pulse()
+        self._membership = Pulse()
 
     def client(self, node: NodeId) -> NodeClient:
         """Raises NoCapacity when the node has gone."""
@@ -74,6 +75,10 @@ class NodeDirectory:
         """Returns when there is a node and every node's warm pool is full."""
         while not self._states or not all(map(_is_warm, self._states.values())):
             await self._changed.wait()
+
+    async def membership_changed(self) -> None:
+        """Returns when an agent was (re)connected, or a node has left."""
+        await self._membership.wait()
 
     async def events(self) -> AsyncGenerator[Event | Snapshot]:
         """Yields what happens on any node, until cancelled."""
@@ -124,6 +129,7 @@ class NodeDirectory:
         if link is not None:
             link.reader.cancel()
             await link.client.close()
+            self._membership.beat()
             await self._events.put(NodeLeft(node))
 
     async def _read(self, node: NodeId, client: NodeClient) -> None:
@@ -150,6 +156,7 @@ class NodeDirectory:
                     NodeChanged(node, event.memory_bytes, event.blank_workers, event.resident_bytes)
                 )
             case Running():
+                self._membership.beat()
                 await self._events.put(Snapshot(node, frozenset(event.instances)))
             case Started():
                 spans = tuple(Span(p.name, p.duration_ms, p.tier, p.bytes) for p in event.phases)

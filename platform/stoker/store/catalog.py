@@ -9,31 +9,47 @@ names/<name>                 digest of what was last pushed under the name
 names/<name>@<digest>        the same digest, for each that was ever pushed under it
 sources/<hex>                digest of the artifact made from these uploaded files
 doomed/<hex>                 the artifact is about to be deleted: nothing is deployed with it
+pins/<node>/<hex>            tier in which somebody wants the artifact kept on that node
+uploads/<folder>             what became of the function.yaml of a folder of the bucket
 """
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import replace
 from itertools import chain
 
-from stoker.domain import Artifact, Digest, Function, FunctionName, Revision, RevisionId
+from stoker.domain import (
+    Artifact,
+    Digest,
+    Function,
+    FunctionName,
+    NodeId,
+    Revision,
+    RevisionId,
+    Tier,
+)
 from stoker.errors import (
     CheckpointInUse,
     CheckpointNotFound,
     Conflict,
     FunctionNotFound,
+    FunctionTaken,
     RevisionNotFound,
 )
+from stoker.store.absent import (
+    DIGEST_PREFIX,
+    checkpoint_not_found,
+    function_not_found,
+    is_digest,
+)
 from stoker.store.base import Compare, Delete, Entry, Op, Put, Store
-from stoker.store.codec import ARTIFACT, FUNCTION, REVISION
-from stoker.store.draft import RevisionDraft, content_digest
+from stoker.store.codec import ARTIFACT, FUNCTION, REVISION, UPLOAD
+from stoker.store.draft import RevisionDraft, Upload, UploadDeploy, content_digest
 
 MAX_ATTEMPTS = 8  # of a compare-and-swap that others keep winning
 KEPT_REVISIONS = 100  # of a function; an older one is forgotten when a new one is deployed
-DIGEST_PREFIX = "blake3:"
-NAMES, SOURCES, DOOMED = "names/", "sources/", "doomed/"
-HEX_DIGITS = 64
+NAMES, SOURCES, DOOMED, PINS = "names/", "sources/", "doomed/", "pins/"
+UPLOADS = "uploads/"
 
 
 class Catalog:
@@ -44,10 +60,14 @@ class Catalog:
 
     # --- functions and revisions ------------------------------------------------------------
 
-    async def deploy(self, draft: RevisionDraft, now: float) -> tuple[Revision, bool]:
-        """Makes `draft` the function's latest revision; False if it is that already.
+    async def deploy(
+        self, draft: RevisionDraft, now: float, upload: Upload | None = None
+    ) -> tuple[Revision, bool]:
+        """Makes `draft` the function's latest revision; False if it is that already. An `upload` is
+        noted with it, and replaces only what the same folder has deployed.
 
-        `now` is in Unix seconds. Raises Conflict when other deploys won MAX_ATTEMPTS times.
+        `now` is in Unix seconds. Raises Conflict when other deploys won MAX_ATTEMPTS times,
+        FunctionTaken.
         """
         digest = content_digest(draft)
         for _ in range(MAX_ATTEMPTS):
@@ -58,10 +78,14 @@ class Catalog:
                 if latest is None:  # deleted since; look again
                     continue
                 revision = REVISION.decode(latest.value)
+                if upload is not None:
+                    await self._check_owner(upload, revision)
                 if revision.content_digest == digest:
+                    if upload is not None:
+                        await self.note_upload(upload, revision)
                     return revision, False
             try:
-                return await self._add_revision(draft, digest, found, function, now), True
+                return await self._add_revision(draft, digest, found, function, now, upload), True
             except Conflict:
                 continue
         raise Conflict(
@@ -120,6 +144,7 @@ class Catalog:
         found: Entry | None,
         function: Function | None,
         now: float,
+        upload: Upload | None,
     ) -> Revision:
         number_key = f"numbers/{draft.function}"
         last = await self._store.get(number_key)
@@ -138,12 +163,14 @@ class Catalog:
             scale=draft.scale,
             startup=draft.startup,
             env=draft.env,
+            cache=draft.cache,
         )
         ids = (*(function.revisions if function else ()), revision.id)
         dropped, kept = ids[:-KEPT_REVISIONS], ids[-KEPT_REVISIONS:]
         created_at = function.created_at if function else now
         function = Function(FunctionName(draft.function), created_at, revision.id, kept)
         function_key = _function_key(draft.function)
+        noted = [_upload_op(UploadDeploy(upload, revision.function, revision.id))] if upload else []
         await self._store.commit(
             [
                 Compare(function_key, found.mod_revision if found else 0),
@@ -155,20 +182,21 @@ class Catalog:
                 Put(number_key, str(number).encode()),
                 Put(_revision_key(revision.id), REVISION.encode(revision)),
                 *(Delete(_revision_key(old)) for old in dropped),
+                *noted,
             ],
         )
         return revision
 
+    async def _check_owner(self, upload: Upload, latest: Revision) -> None:
+        before = await self.uploaded(upload.folder)
+        if before is None or before.revision != latest.id:
+            raise FunctionTaken(
+                f"function {latest.function!r} was deployed by others: choose another name, or"
+                f" `stoker delete {latest.function}` and upload function.yaml again"
+            )
+
     async def _function_not_found(self, name: str) -> FunctionNotFound:
-        known = [function.name for function in await self.functions()]
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        return FunctionNotFound(
-            f"no function {name!r} is deployed; {hint}deploy it with `stoker deploy DIR`,"
-            " or see `stoker list`",
-            param=name,
-            details={"nearest": near},
-        )
+        return function_not_found(name, [function.name for function in await self.functions()])
 
     # --- artifacts --------------------------------------------------------------------------
 
@@ -203,7 +231,7 @@ class Catalog:
 
     async def artifact(self, reference: str) -> Artifact:
         """By name, by `name@digest`, or by digest. Raises CheckpointNotFound."""
-        digest = reference if _is_digest(reference) else await self._named(reference)
+        digest = reference if is_digest(reference) else await self._named(reference)
         entry = await self._store.get(f"artifacts/{_hex(digest)}")
         if entry is None:
             raise await self._checkpoint_not_found(reference)
@@ -262,6 +290,43 @@ class Catalog:
             return
         raise Conflict(f"{digest} is being pushed at the same time; try again")
 
+    async def pin(self, node: NodeId, digest: Digest, tier: Tier) -> None:
+        """Wants an artifact kept on a node, in a tier, whatever functions ask for. Raises
+        CheckpointNotFound, Conflict when it is being pushed or deleted."""
+        usable = await self._usable(await self.artifact(digest))
+        await self._store.commit(usable, [Put(_pin_key(node, digest), tier.encode())])
+
+    async def unpin(self, node: NodeId, digest: Digest) -> None:
+        """Wants that no more; it need not have."""
+        await self._store.commit([], [Delete(_pin_key(node, digest))])
+
+    async def pins(self) -> dict[NodeId, dict[Digest, Tier]]:
+        """What is wanted so on each node."""
+        pins: dict[NodeId, dict[Digest, Tier]] = {}
+        for entry in (await self._store.range(PINS)).entries:
+            node, _, hex_digits = entry.key.removeprefix(PINS).rpartition("/")
+            digest = Digest(f"{DIGEST_PREFIX}{hex_digits}")
+            pins.setdefault(NodeId(node), {})[digest] = Tier(entry.value.decode())
+        return pins
+
+    async def uploaded(self, folder: str) -> UploadDeploy | None:
+        """What became of an uploaded folder's function.yaml."""
+        entry = await self._store.get(f"{UPLOADS}{folder}")
+        return UPLOAD.decode(entry.value) if entry else None
+
+    async def note_upload(
+        self, upload: Upload, revision: Revision | None = None, reason: str | None = None
+    ) -> None:
+        """Keeps what came of it: what it is, or why it is not deployed; then what the folder
+        deployed before is still its."""
+        before = await self.uploaded(upload.folder)
+        done = UploadDeploy(upload, reason=reason)
+        if revision is not None:
+            done = replace(done, function=revision.function, revision=revision.id)
+        elif before is not None:
+            done = replace(done, function=before.function, revision=before.revision)
+        await self._store.commit([], [_upload_op(done)])
+
     async def undoom(self) -> None:
         """After a start: what was about to be deleted when all ended is as it was before."""
         marks = (await self._store.range(DOOMED)).entries
@@ -288,13 +353,15 @@ class Catalog:
         return Compare(entry.key, entry.mod_revision), Compare(doomed, 0)
 
     async def _leads(self, digest: Digest) -> list[Entry]:
-        """The names and sources that stand for an artifact."""
-        return [
+        """The names and sources that stand for an artifact, and its pins."""
+        leads = [
             entry
             for prefix in (NAMES, SOURCES)
             for entry in (await self._store.range(prefix)).entries
             if entry.value.decode() == digest
         ]
+        pins = (await self._store.range(PINS)).entries
+        return [*leads, *(pin for pin in pins if pin.key.endswith(f"/{_hex(digest)}"))]
 
     async def _named(self, reference: str) -> str:
         name, separator, digest = reference.partition("@")
@@ -307,16 +374,8 @@ class Catalog:
 
     async def _checkpoint_not_found(self, reference: str) -> CheckpointNotFound:
         listing = await self._store.range(NAMES)
-        known = [entry.key.removeprefix(NAMES) for entry in listing.entries]
-        near = difflib.get_close_matches(reference, [name for name in known if "@" not in name], 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        name = reference.partition("@")[0]
-        target = "NAME" if _is_digest(name) else name
-        return CheckpointNotFound(
-            f"no checkpoint {reference!r} was pushed; {hint}push it with"
-            f" `stoker push DIR {target}`",
-            param=reference,
-            details={"nearest": near},
+        return checkpoint_not_found(
+            reference, [entry.key.removeprefix(NAMES) for entry in listing.entries]
         )
 
 
@@ -328,10 +387,13 @@ def _revision_key(id: str) -> str:  # noqa: A002
     return f"revisions/{id}"
 
 
+def _upload_op(done: UploadDeploy) -> Put:
+    return Put(f"{UPLOADS}{done.upload.folder}", UPLOAD.encode(done))
+
+
+def _pin_key(node: str, digest: str) -> str:
+    return f"{PINS}{node}/{_hex(digest)}"
+
+
 def _hex(digest: str) -> str:
     return digest.removeprefix(DIGEST_PREFIX)
-
-
-def _is_digest(reference: str) -> bool:
-    digits = _hex(reference)
-    return len(digits) == HEX_DIGITS and all(digit in "0123456789abcdef" for digit in digits)

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from stoker.domain import Artifact, Function, Revision
 from stoker.store.base import StoreUnusable
+from stoker.store.draft import UploadDeploy
 
 FORMAT_VERSION = 1
 
@@ -54,4 +55,5 @@ class Codec(Generic[T]):
 
 FUNCTION = Codec("function", TypeAdapter(Function))
 REVISION = Codec("revision", TypeAdapter(Revision))
+UPLOAD = Codec("upload", TypeAdapter(UploadDeploy))
 ARTIFACT = Codec("artifact", TypeAdapter(Artifact))

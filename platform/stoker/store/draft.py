@@ -10,6 +10,8 @@ from pydantic import TypeAdapter
 
 from stoker.domain import (
     Artifact,
+    CachePolicy,
+    Digest,
     FunctionName,
     Resources,
     RuntimeSpec,
@@ -30,6 +32,28 @@ class RevisionDraft:
     scale: ScalePolicy = field(default_factory=ScalePolicy)
     startup: StartupPolicy = field(default_factory=StartupPolicy)
     env: dict[str, str] = field(default_factory=dict)
+    cache: CachePolicy = field(default_factory=CachePolicy)
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """The function.yaml of a folder of the bucket, and the checkpoint that the folder became. The
+    same text put again is another one."""
+
+    folder: str
+    etag: str
+    modified_at: float  # Unix seconds
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class UploadDeploy:
+    """What became of an upload."""
+
+    upload: Upload
+    function: str | None = None  # that was deployed by the folder last
+    revision: str | None = None
+    reason: str | None = None  # why it was not, this time
 
 
 _DRAFT = TypeAdapter(RevisionDraft)
@@ -42,6 +66,8 @@ def content_digest(draft: RevisionDraft) -> str:
     change what runs.
     """
     content = _DRAFT.dump_python(draft, mode="json")
+    if draft.cache == CachePolicy():
+        del content["cache"]  # so revisions of before there was one stay what they are
     for kind in ("checkpoint", "source"):
         if content[kind] is not None:
             content[kind] = content[kind]["digest"]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from pathlib import Path
 
+import botocore.auth
 import httpx
 import pytest
 
@@ -143,3 +145,18 @@ async def test_a_store_that_is_down_is_unreachable_until_it_is_back(
 def test_what_is_no_bucket_is_refused(uri: str) -> None:
     with pytest.raises(BadRequest, match="expected s3://BUCKET"):
         BucketName.parse(uri)
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+async def test_a_clock_that_is_wrong_is_named(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    """By what the server says of a request that was signed at another time."""
+    now = botocore.auth.get_current_datetime
+    monkeypatch.setattr(
+        botocore.auth, "get_current_datetime", lambda: now() + timedelta(hours=hours)
+    )
+    with pytest.raises(StoreRefused, match="set both machines' clocks"):
+        await bucket.get("x", 1)
+    with pytest.raises(StoreRefused):
+        await bucket.check()

@@ -7,7 +7,16 @@ from dataclasses import replace
 
 import pytest
 
-from stoker.domain import Artifact, Digest, FunctionName, RuntimeSpec, ScalePolicy
+from stoker.domain import (
+    Artifact,
+    CachePolicy,
+    Digest,
+    FunctionName,
+    NodeId,
+    RuntimeSpec,
+    ScalePolicy,
+    Tier,
+)
 from stoker.errors import (
     CheckpointInUse,
     CheckpointNotFound,
@@ -262,3 +271,33 @@ async def test_a_value_of_another_format_is_refused(pushed: Catalog, store: Stor
         await store.commit([], [Put("functions/chat", value)])
         with pytest.raises(StoreUnusable, match=message):
             await pushed.function("chat")
+
+
+async def test_pins_are_of_a_node_and_go_with_what_they_pin(pushed: Catalog) -> None:
+    here, there = NodeId("here"), NodeId("there")
+    await pushed.pin(here, CHECKPOINT.digest, Tier.SSD)
+    await pushed.pin(here, OTHER.digest, Tier.SSD)
+    await pushed.pin(here, OTHER.digest, Tier.DRAM)
+    await pushed.pin(there, OTHER.digest, Tier.SSD)
+    assert await pushed.pins() == {
+        here: {CHECKPOINT.digest: Tier.SSD, OTHER.digest: Tier.DRAM},
+        there: {OTHER.digest: Tier.SSD},
+    }
+    await pushed.unpin(there, OTHER.digest)
+    await pushed.unpin(there, OTHER.digest)
+    await pushed.forget_artifact(OTHER.digest)
+    assert await pushed.pins() == {here: {CHECKPOINT.digest: Tier.SSD}}
+    with pytest.raises(CheckpointNotFound):
+        await pushed.pin(here, OTHER.digest, Tier.SSD)
+
+
+async def test_what_is_kept_of_a_checkpoint_is_content_and_its_default_is_none(
+    pushed: Catalog,
+) -> None:
+    revision, _ = await pushed.deploy(DRAFT, 1.0)
+    # What it was before there was a cache section.
+    known = "sha256:f1a5b85faf0ee82765fb5e9c04e7a0324e7e98d2475d194455faa46c27d5cda5"
+    assert revision.content_digest == content_digest(DRAFT) == known
+    kept, created = await pushed.deploy(replace(DRAFT, cache=CachePolicy(pin=Tier.DRAM)), 2.0)
+    assert created
+    assert (await pushed.revision(kept.id)).cache == CachePolicy(pin=Tier.DRAM)

@@ -17,7 +17,9 @@ from stoker.checkpoints.faults import CHUNK_BYTES
 from stoker.checkpoints.store import Content, Signed, StoreUnreachable
 from stoker.domain import Artifact, Digest
 from stoker.errors import CheckpointNotFound
-from stoker.node.cache import NodeCache
+from stoker.node.cache import NodeCache, RemoteStore
+from stoker.node.counters import Counters
+from stoker.node.held import Cache
 from support.object_store import ObjectStore, served
 
 CHUNKS = 4  # and as many tensors, the first of which lies in the first chunk
@@ -109,17 +111,26 @@ def make(tmp_path: Path, remote: Remote) -> Iterator[Make]:
 
 @asynccontextmanager
 async def opened(
-    root: Path, remote: Remote, budget_bytes: int | None = None, now: float = 0.0
+    root: Path,
+    remote: RemoteStore,
+    budget_bytes: int | None = None,
+    now: float = 0.0,
+    counters: Counters | None = None,
 ) -> AsyncIterator[NodeCache]:
     async with asyncio.TaskGroup() as tasks:
         cache = NodeCache(
-            root, remote, budget_bytes=budget_bytes, tasks=tasks, wall_clock=lambda: now
+            root,
+            remote,
+            budget_bytes=budget_bytes,
+            counters=counters or Counters(),
+            tasks=tasks,
+            wall_clock=lambda: now,
         )
         await cache.open()
         yield cache
 
 
-async def brought(cache: NodeCache, model: Model) -> tuple[Path, int]:
+async def brought(cache: Cache, model: Model) -> tuple[Path, int]:
     """The folder with all of its files, as whoever loads them finds it; and what had to come."""
     async with cache.hold(model.digest) as held:
         arrived = await asyncio.shield(held.arrival) if held.arrival else None

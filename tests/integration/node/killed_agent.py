@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 from stoker.checkpoints.store import Signed
 from stoker.domain import Digest
 from stoker.node.cache import NodeCache
+from stoker.node.counters import Counters
 
 LOCATION = TypeAdapter(Signed)
 
@@ -34,7 +35,9 @@ class Located:
 
 async def hold(root: Path, location: Signed) -> None:
     async with asyncio.TaskGroup() as tasks:
-        cache = NodeCache(root, Located(location), budget_bytes=None, tasks=tasks)
+        cache = NodeCache(
+            root, Located(location), budget_bytes=None, counters=Counters(), tasks=tasks
+        )
         await cache.open()
         async with cache.hold(location.content.artifact.digest) as held:
             if held.kept is not None:

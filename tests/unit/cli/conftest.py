@@ -71,6 +71,7 @@ class PlatformApp:
     def app(self) -> Starlette:
         return Starlette(
             routes=[
+                Route("/readyz", self.ready),
                 Route("/v1/functions", self.list_functions),
                 Route("/v1/functions/{name}", self.function, methods=["GET", "PUT", "DELETE"]),
                 Route("/v1/functions/{name}/scale", self.scale, methods=["POST"]),
@@ -84,6 +85,9 @@ class PlatformApp:
                 Route("/v1/uploads/{id}/commit", self.commit, methods=["POST"]),
             ]
         )
+
+    async def ready(self, _: Request) -> Response:
+        return JSONResponse({"status": "ready"})
 
     async def list_functions(self, _: Request) -> Response:
         return JSONResponse({"functions": list(self.functions.values())})
