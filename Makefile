@@ -2,7 +2,8 @@
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .PHONY: demo up test check check-gpu check-native check-wheel fuzz lint types imports native minio unit-test \
-	models bench bench-quick bench-loader bench-loader-quick clean help
+	models bench bench-quick bench-loader bench-loader-quick bench-checkpoints bench-checkpoints-quick \
+	clean help
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -82,6 +83,12 @@ bench-loader: .cache/bench-peers/ready $(MODELS)/smollm2-135m-instruct/config.js
 bench-loader-quick: .cache/bench-peers/ready  ## the same, once, on small checkpoints
 	$(BIN)/python scripts/bench_loader.py --quick
 
+bench-checkpoints: .venv/ready models minio  ## every figure of docs/checkpoint-benchmarks.md, measured here into build/bench-checkpoints (about 30 minutes, 15 GB of disk)
+	$(BIN)/python scripts/bench_checkpoints.py
+
+bench-checkpoints-quick: .venv/ready models minio  ## the same, once, on the small model
+	$(BIN)/python scripts/bench_checkpoints.py --quick
+
 # Peers never share an environment with the product: each wants its own versions.
 .cache/bench-peers/ready: tests/bench/loader/peers-constraints.txt tests/bench/loader/contenders.py | .venv/ready
 	$(BIN)/python -m tests.bench.loader.install $(@D) $(BIN)/uv $<
@@ -125,4 +132,4 @@ $(MODELS)/all-minilm-l6-v2/config.json: | .venv/ready
 
 clean:  ## remove what was built here; models stay
 	rm -rf .venv build loader_ext/target loader_ext/fuzz/target .cache/fuzz .cache/bench-loader \
-		.cache/bench-peers
+		.cache/bench-peers .cache/bench-checkpoints

@@ -26,6 +26,11 @@ PLATFORM = Page("Benchmarks", "scripts/bench.py --publish", "docs/benchmarks/lat
 LOADER = Page(
     "Loader benchmarks", "scripts/bench_loader.py --publish", "docs/loader-benchmarks/latest.json"
 )
+CHECKPOINTS = Page(
+    "Checkpoint benchmarks",
+    "scripts/bench_checkpoints.py --publish",
+    "docs/checkpoint-benchmarks/latest.json",
+)
 
 
 class _Model(BaseModel):

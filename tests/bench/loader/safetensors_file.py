@@ -14,10 +14,14 @@ BF16_BYTES = 2
 # Clears the highest bit of a bfloat16's exponent: every value is finite and below 2, and the bytes
 # stay as good as incompressible.
 FINITE = np.uint16(0xBFFF)
+# Sets the next three: no value is then below 2**-15. Any bits have denormal numbers among them,
+# which processors are slow to compute with and trained weights hardly have.
+NOT_TINY = np.uint16(0x3800)
+AS_DRAWN = np.uint16(0)
 
 
-def write_random(path: Path, shapes: Shapes, seed: int) -> None:
-    """Writes bfloat16 tensors of random bits, in the order of `shapes`."""
+def write_random(path: Path, shapes: Shapes, seed: int, always_set: np.uint16 = AS_DRAWN) -> None:
+    """Writes bfloat16 tensors of random bits, in the order of `shapes`, with some `always_set`."""
     header, offset = {}, 0
     for name, shape in shapes.items():
         size_bytes = math.prod(shape) * BF16_BYTES
@@ -35,6 +39,7 @@ def write_random(path: Path, shapes: Shapes, seed: int) -> None:
         for shape in shapes.values():
             bits = rng.integers(0, 1 << 16, math.prod(shape), dtype=np.uint16)
             bits &= FINITE
+            bits |= always_set
             file.write(bits.data)
 
 
