@@ -17,7 +17,7 @@ pub fn describe(
     limits: &Limits,
     watch: &mut dyn FnMut(u64, u64) -> Result<()>,
 ) -> Result<Description> {
-    let client = origin::client(destination, limits.stall)?;
+    let client = origin::client(destination, limits.stall, &wanted.origins)?;
     origin::drive(destination, async {
         let asking = ask_all(&client, wanted, limits);
         tokio::pin!(asking);

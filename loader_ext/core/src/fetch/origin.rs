@@ -69,10 +69,16 @@ pub enum Failure {
 /// A client for ranges: HTTP/1.1 connections that are kept, no redirects (a signature is for one
 /// URL), no decompression, no more than `stall` without a byte, and no answer that takes longer than
 /// [`MAX_SILENCES`] of those.
-pub fn client(file: &Path, stall: Duration) -> Result<Client> {
+///
+/// Where no URL is encrypted the machine's certificates are not read, which takes milliseconds.
+pub fn client(file: &Path, stall: Duration, origins: &[Origin]) -> Result<Client> {
     // Refused when an earlier call has done it.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    Client::builder()
+    let mut builder = Client::builder();
+    if origins.iter().all(|origin| origin.url.starts_with("http://")) && !is_proxy_encrypted() {
+        builder = builder.tls_certs_only([]);
+    }
+    builder
         .http1_only()
         .redirect(redirect::Policy::none())
         .connect_timeout(CONNECT_TIMEOUT)
@@ -85,6 +91,12 @@ pub fn client(file: &Path, stall: Duration) -> Result<Client> {
             let reason = error.to_string();
             Error::new(file, Kind::Io { action: "make an HTTP client", reason, errno: None })
         })
+}
+
+fn is_proxy_encrypted() -> bool {
+    ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"]
+        .iter()
+        .any(|name| std::env::var(name).is_ok_and(|proxy| proxy.starts_with("https")))
 }
 
 /// Drives a future and its connections on this thread to its end.

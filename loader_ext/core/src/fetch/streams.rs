@@ -62,7 +62,7 @@ fn drive(
     watch: &mut dyn FnMut(u64, u64) -> Result<()>,
 ) -> Result<()> {
     let path = shared.part.path();
-    let client = origin::client(path, shared.limits.stall)?;
+    let client = origin::client(path, shared.limits.stall, shared.origins)?;
     let streams =
         futures_util::future::join_all(origins.map(|origin| shared.stream(&client, origin)));
     origin::drive(path, async {
