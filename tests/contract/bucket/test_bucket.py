@@ -85,6 +85,15 @@ async def test_an_object_that_was_replaced_is_not_read_as_the_old_one(bucket: Bu
         await anext(bucket.read(stored))
 
 
+async def test_a_small_object_can_be_had_as_it_was_or_not_at_all(bucket: Bucket) -> None:
+    await bucket.put("x", b"old")
+    etag = (await bucket.find("x")).etag
+    assert await bucket.get("x", 10, etag) == b"old"
+    await bucket.put("x", b"new")
+    with pytest.raises(ObjectReplaced):
+        await bucket.get("x", 10, etag)
+
+
 async def test_an_absent_object_is_named(bucket: Bucket) -> None:
     for reading in (bucket.find("no/such"), bucket.get("no/such", 10)):
         with pytest.raises(ObjectNotFound, match="'no/such'"):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -17,6 +18,7 @@ import pytest
 import stoker_loader
 from integration.node.conftest import WEIGHTS, Make, Model, Remote, brought, opened
 from stoker.checkpoints.faults import CHUNK_BYTES
+from stoker.checkpoints.records import read_record, snapshot, write_record
 from stoker.checkpoints.store import Signed
 from stoker.domain import Digest, PhaseName, Tier
 from stoker.errors import CheckpointInvalid, CheckpointNotFound, ShuttingDown, StorageFull
@@ -227,7 +229,8 @@ async def test_a_node_that_closes_stops_what_it_brings(
 
 
 def rot(path: Path) -> None:
-    """Changes a byte and hides it from whoever looks at names, sizes and times alone."""
+    """Changes a byte and hides it from whoever looks at names, sizes and times alone, as a disk
+    does that loses one."""
     facts = path.stat()
     path.chmod(0o600)
     with path.open("r+b") as file:
@@ -237,6 +240,10 @@ def rot(path: Path) -> None:
         file.write(bytes([byte ^ 1]))
     path.chmod(0o444)
     os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    record_path = path.parent.with_suffix(".json")
+    record = read_record(record_path)
+    assert record is not None
+    write_record(record_path, replace(record, stats=snapshot(path.parent)))
 
 
 async def test_a_copy_that_rots_at_rest_is_found_by_reading_it_and_brought_anew(
